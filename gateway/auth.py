@@ -1,0 +1,182 @@
+"""LiveKit access tokens: from the bytes of a credential to the caller that it proves.
+
+Read as livekit-server reads them (raw claims, one minute of leeway, `iss` names the key, a grant
+that is absent is not a grant that is false), and stricter in three places: `exp` and `sub` are
+required, types are not coerced, and only tokens of ordinary participants are taken.
+"""
+
+import math
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import jwt
+
+from gateway.errors import MissingGrant, RoomMismatch, TokenInvalid, TokenNotStandard
+
+LEEWAY = 60
+"""Seconds of clock difference that are forgiven; livekit-server's own figure."""
+
+TOKEN_BYTES = 16_384
+"""Longest token that is looked at: `roomConfig` and metadata make long ones, nothing makes longer."""
+
+CACHED_TOKENS = 10_000
+"""Verified tokens remembered, about 2 KB each. A check costs 40 µs, a look-up less than one."""
+
+IDENTITY_BYTES = 256
+"""LiveKit's limit for an identity, in bytes of UTF-8."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, and what the token says that they may do in its room."""
+
+    identity: str
+    room: str
+    can_publish_data: bool
+    can_subscribe: bool
+    hidden: bool
+    expires_at: float
+    """Seconds since the epoch, leeway included: what was begun before is ended then."""
+    token: str = field(repr=False)
+
+    def require_room(self, room: str) -> None:
+        if room != self.room:
+            raise RoomMismatch("The token is for another room than the one in the path.")
+
+    def require_can_publish_data(self) -> None:
+        if self.hidden:
+            # LiveKit hides the sender too: receivers would see text of nobody.
+            raise MissingGrant("A hidden participant cannot send; use a token without 'hidden'.")
+        if not self.can_publish_data:
+            raise MissingGrant("The token does not allow sending: its 'canPublishData' is false.")
+
+    def require_can_subscribe(self) -> None:
+        if not self.can_subscribe:
+            raise MissingGrant("The token does not allow reading: its 'canSubscribe' is false.")
+
+
+class TokenVerifier:
+    """Verifies tokens against the API keys of one LiveKit project, and remembers those that passed."""
+
+    def __init__(
+        self, secrets_by_key: Mapping[str, str], *, now: Callable[[], float] = time.time
+    ) -> None:
+        self._secrets = dict(secrets_by_key)
+        self._now = now
+        self._verified: OrderedDict[str, Caller] = OrderedDict()
+
+    def verify(self, token: str) -> Caller:
+        """The caller, or TokenInvalid, TokenNotStandard, MissingGrant with what is wrong."""
+        caller = self._verified.get(token)
+        if caller is None:
+            caller = _caller(token, self._claims(token))
+            self._verified[token] = caller
+            if len(self._verified) > CACHED_TOKENS:
+                self._verified.popitem(last=False)
+        if self._now() >= caller.expires_at:
+            self._verified.pop(token, None)
+            raise TokenInvalid("The token has expired; get a new one from your back end.")
+        return caller
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        if len(token) > TOKEN_BYTES:
+            raise TokenInvalid(f"The token is longer than {TOKEN_BYTES} bytes.")
+        try:
+            unverified = jwt.decode(token, options={"verify_signature": False})
+            secret = self._secrets.get(unverified.get("iss", ""))
+        except (jwt.InvalidTokenError, TypeError) as error:
+            raise TokenInvalid("The token is not a JSON Web Token.") from error
+        if secret is None:
+            raise TokenInvalid("The token was made with an API key that is not the gateway's.")
+        try:
+            # exp is checked in verify, by our clock, so that cached and fresh tokens expire alike.
+            claims: dict[str, Any] = jwt.decode(
+                token,
+                secret,
+                algorithms=["HS256"],
+                leeway=LEEWAY,
+                options={
+                    "verify_exp": False,
+                    "verify_aud": False,
+                    "verify_iat": False,
+                    "verify_jti": False,
+                    "verify_sub": False,
+                },
+            )
+        except jwt.InvalidSignatureError as error:
+            raise TokenInvalid("The token was signed with another API secret.") from error
+        except jwt.ImmatureSignatureError as error:
+            raise TokenInvalid("The token is not valid yet; look at the clocks ('nbf').") from error
+        except jwt.InvalidTokenError as error:
+            raise TokenInvalid("The token is malformed.") from error
+        return claims
+
+
+def _caller(token: str, claims: Mapping[str, Any]) -> Caller:
+    identity = claims.get("sub")
+    if not isinstance(identity, str) or not identity:
+        raise TokenInvalid("The token has no identity: 'sub' is missing or not a string.")
+    if len(identity.encode("utf-8", "surrogatepass")) > IDENTITY_BYTES:
+        raise TokenInvalid(f"The token's identity is longer than {IDENTITY_BYTES} bytes.")
+    if not _is_text(identity):
+        raise TokenInvalid("The token's identity is not valid text.")
+    expires = claims.get("exp")
+    if (
+        isinstance(expires, bool)
+        or not isinstance(expires, int | float)
+        or not math.isfinite(expires)
+    ):
+        raise TokenInvalid("The token has no time of expiry: 'exp' is missing or not a number.")
+    grants = claims.get("video")
+    if not isinstance(grants, dict):
+        raise MissingGrant("The token has no 'video' grants, so it opens no room.")
+    _require_standard(claims, grants)
+    if _grant(grants, "roomJoin") is not True:
+        raise MissingGrant("The token does not allow joining: its 'roomJoin' is not true.")
+    room = grants.get("room")
+    if not isinstance(room, str) or not room:
+        raise MissingGrant("The token names no room: its 'room' is missing or empty.")
+    can_publish = _grant(grants, "canPublish", default=True)
+    return Caller(
+        identity=identity,
+        room=room,
+        can_publish_data=_grant(grants, "canPublishData", default=can_publish),
+        can_subscribe=_grant(grants, "canSubscribe", default=True),
+        hidden=_grant(grants, "hidden"),
+        expires_at=expires + LEEWAY,
+        token=token,
+    )
+
+
+def _require_standard(claims: Mapping[str, Any], grants: Mapping[str, Any]) -> None:
+    """Others than ordinary participants would have rights here that nobody meant to give.
+
+    A visible participant of kind agent, for one, is taken for *the* agent by front ends.
+    """
+    if claims.get("kind", "") not in ("", "standard"):
+        raise TokenNotStandard("The token's 'kind' is not 'standard'; use a participant's token.")
+    for grant in ("agent", "recorder"):
+        if _grant(grants, grant):
+            raise TokenNotStandard(
+                f"The token has the grant '{grant}'; use an ordinary participant's token."
+            )
+
+
+def _grant(grants: Mapping[str, Any], name: str, *, default: bool = False) -> bool:
+    value = grants.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, bool):
+        raise TokenInvalid(f"The token's grant '{name}' is not a boolean.")
+    return value
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value

@@ -1,0 +1,284 @@
+"""The memory of one LiveKit connection: an append-only, bounded log, read by cursors.
+
+A subscriber owns nothing but a number, the sequence number that it has read up to: resuming,
+catching up and following live are the same read. Events are encoded once, when they are appended,
+however many subscribers there are.
+
+A position is written `<epoch>-<seq>`. The epoch is drawn when the log begins, so that an id of an
+earlier log (the process restarted, the gateway had left the room) is never taken for one of this.
+"""
+
+import re
+import secrets
+import time
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from gateway.errors import InvalidParameter
+from gateway.events import (
+    GapReason,
+    GatewayClosing,
+    GatewayGap,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+)
+
+EPOCH_BYTES = 8
+"""64 random bits: two logs never share an epoch, and nobody guesses one."""
+
+_POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,18})")
+
+READ_BYTES = 256 * 1024
+"""What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
+
+Encode = Callable[[StreamEvent, str | None], bytes]
+"""An event and its id to the bytes that go to subscribers; without an id for a replay."""
+
+
+class Position(NamedTuple):
+    epoch: str
+    seq: int
+
+    def __str__(self) -> str:
+        return f"{self.epoch}-{self.seq}"
+
+
+def parse_position(value: str) -> Position:
+    match = _POSITION.fullmatch(value)
+    if match is None:
+        raise InvalidParameter(
+            "Last-Event-ID is not an id of this gateway; it looks like 9f86d081884c7d65-42."
+        )
+    return Position(match[1], int(match[2]))
+
+
+@dataclass(frozen=True, slots=True)
+class LogBounds:
+    """How much one log keeps; the oldest events go first."""
+
+    events: int = 10_000
+    """A busy transcript is some 20 events/s: about eight minutes of it."""
+    bytes: int = 8 * 1024 * 1024
+    """Of encoded events; 300 rooms that are all full stay near 2.4 GB."""
+    age: float = 3600.0
+    """Seconds; a laptop that slept through lunch still resumes."""
+
+
+class Entry(NamedTuple):
+    seq: int
+    time: float
+    event: StreamEvent
+    frame: bytes
+
+
+class Read(NamedTuple):
+    frames: list[bytes]
+    seq: int
+    """The cursor after this read: also past events of other topics, which are not in `frames`."""
+
+
+class Start(NamedTuple):
+    """Where a subscriber begins."""
+
+    gap: GatewayGap | None
+    seq: int
+    replay: list[bytes]
+    """Frames without ids, to be sent before following from `seq`."""
+
+
+class Evicted(Exception):
+    """The log has dropped events that this cursor had not read yet."""
+
+
+@dataclass(slots=True)
+class _OpenStream:
+    opened: Entry
+    chunks: deque[Entry] = field(default_factory=deque)
+    evicted_to: int = 0
+    """The last chunk dropped by eviction, as a sequence number; 0 while there is none."""
+
+
+class EventLog:
+    def __init__(
+        self, encode: Encode, bounds: LogBounds, *, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.epoch = secrets.token_hex(EPOCH_BYTES)
+        self.ended: GatewayClosing | None = None
+        """Set when nothing more will be appended; subscribers leave with it."""
+        self._encode = encode
+        self._bounds = bounds
+        self._now = now
+        # Kept entries are _entries[_start:]; the list is cut when half of it is behind _start,
+        # which makes eviction and access by sequence number O(1) where a deque would scan.
+        self._entries: list[Entry] = []
+        self._start = 0
+        self._head = 0
+        self._bytes = 0
+        self._registered: dict[str, int] = {}
+        self._open: dict[tuple[str, str], _OpenStream] = {}
+        self._watchers: set[Callable[[], None]] = set()
+
+    @property
+    def head(self) -> Position:
+        """The position of the newest event; sequence number 0 before the first."""
+        return Position(self.epoch, self._head)
+
+    def append(self, event: StreamEvent) -> None:
+        """Adds the event, and wakes whoever follows. Nothing is added once the log has ended."""
+        if self.ended is not None:
+            return
+        seq = self._head + 1
+        frame = self._encode(event, str(Position(self.epoch, seq)))
+        entry = Entry(seq, self._now(), event, frame)
+        self._head = seq
+        self._entries.append(entry)
+        self._bytes += len(frame)
+        self._track_open(entry)
+        self._evict()
+        self._wake()
+
+    def end(self, event: GatewayClosing) -> None:
+        """Ends the log: subscribers read what is left, are told, and leave."""
+        if self.ended is None:
+            self.ended = event
+            self._wake()
+
+    def register_topic(self, topic: str) -> None:
+        """From now on the topic is received. A resume from before cannot be proved whole."""
+        self._registered.setdefault(topic, self._head)
+
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` after every append, and at the end, until `unwatch`."""
+        self._watchers.add(wake)
+
+    def unwatch(self, wake: Callable[[], None]) -> None:
+        self._watchers.discard(wake)
+
+    def resume(self, last: Position, topics: Collection[str]) -> Start:
+        """Goes on after `last`, or says from where to where something may be missing.
+
+        After a gap the subscriber stands at the head, with the streams that are open replayed: it
+        can fold every stream that it sees from its beginning.
+        """
+        reason = self._lost_since(last, topics)
+        if reason is None:
+            return Start(None, last.seq, [])
+        gap = GatewayGap(reason, str(last), str(self.head))
+        return self.replay_open(topics)._replace(gap=gap)
+
+    def replay_none(self) -> Start:
+        return Start(None, self._head, [])
+
+    def replay_open(self, topics: Collection[str]) -> Start:
+        """The events of streams that are still open, so that nobody reads one from its middle."""
+        streams = [stream for stream in self._open.values() if stream.opened.event.topic in topics]
+        entries = sorted(entry for stream in streams for entry in (stream.opened, *stream.chunks))
+        gap = None
+        if cut := [stream for stream in streams if stream.evicted_to]:
+            gap = GatewayGap(
+                GapReason.EVICTED,
+                str(Position(self.epoch, min(stream.opened.seq for stream in cut))),
+                str(Position(self.epoch, max(stream.evicted_to for stream in cut))),
+            )
+        return Start(gap, self._head, [self._encode(entry.event, None) for entry in entries])
+
+    def replay_all(self, topics: Collection[str]) -> Start:
+        """Everything that is kept. Streams whose beginning was dropped are told as a gap."""
+        self._evict()
+        first = self._first()
+        gap = None
+        if first > 1:
+            gap = GatewayGap(
+                GapReason.EVICTED,
+                str(Position(self.epoch, 0)),
+                str(Position(self.epoch, first - 1)),
+            )
+        pinned = [
+            stream.opened
+            for stream in self._open.values()
+            if stream.opened.seq < first and stream.opened.event.topic in topics
+        ]
+        kept = [entry for entry in self._kept(first) if entry.event.topic in topics]
+        return Start(
+            gap, self._head, [self._encode(entry.event, None) for entry in (*pinned, *kept)]
+        )
+
+    def read(self, seq: int, topics: Collection[str]) -> Read:
+        """What came after `seq` on the topics, up to READ_BYTES.
+
+        Raises Evicted when some of it is gone: the reader was too slow for the log's bounds.
+        """
+        if seq < self._first() - 1:
+            raise Evicted
+        frames = []
+        size = 0
+        for entry in self._kept(seq + 1):
+            seq = entry.seq
+            if entry.event.topic in topics:
+                frames.append(entry.frame)
+                size += len(entry.frame)
+                if size >= READ_BYTES:
+                    break
+        return Read(frames, seq)
+
+    def _lost_since(self, last: Position, topics: Collection[str]) -> GapReason | None:
+        if last.epoch != self.epoch:
+            return GapReason.RESTARTED
+        if last.seq > self._head:
+            return GapReason.UNKNOWN
+        self._evict()
+        if last.seq < self._first() - 1:
+            return GapReason.EVICTED
+        if any(last.seq < self._registered.get(topic, self._head) for topic in topics):
+            return GapReason.UNKNOWN
+        return None
+
+    def _first(self) -> int:
+        """The sequence number of the oldest event kept; that of the next one if none is."""
+        return self._head - (len(self._entries) - self._start) + 1
+
+    def _kept(self, seq: int) -> Iterator[Entry]:
+        for index in range(self._start + seq - self._first(), len(self._entries)):
+            yield self._entries[index]
+
+    def _track_open(self, entry: Entry) -> None:
+        event = entry.event
+        key = (event.participant_identity, event.stream_id)
+        if isinstance(event, StreamOpened):
+            self._open[key] = _OpenStream(entry)
+        elif isinstance(event, StreamClosed):
+            self._open.pop(key, None)
+        elif stream := self._open.get(key):
+            stream.chunks.append(entry)
+
+    def _evict(self) -> None:
+        oldest = self._now() - self._bounds.age
+        overdue = bisect_right(self._entries, oldest, lo=self._start, key=lambda entry: entry.time)
+        while self._start < len(self._entries) and (
+            self._start < overdue
+            or len(self._entries) - self._start > self._bounds.events
+            or self._bytes > self._bounds.bytes
+        ):
+            self._drop(self._entries[self._start])
+            self._start += 1
+        if self._start > len(self._entries) // 2:
+            del self._entries[: self._start]
+            self._start = 0
+
+    def _drop(self, entry: Entry) -> None:
+        self._bytes -= len(entry.frame)
+        event = entry.event
+        if isinstance(event, StreamChunk):
+            stream = self._open.get((event.participant_identity, event.stream_id))
+            if stream and stream.chunks and stream.chunks[0] is entry:
+                stream.chunks.popleft()
+                stream.evicted_to = entry.seq
+
+    def _wake(self) -> None:
+        for wake in tuple(self._watchers):
+            wake()

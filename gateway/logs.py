@@ -1,0 +1,24 @@
+"""What goes to the log: one line per record on standard error, and never a token."""
+
+import logging
+import re
+import sys
+
+_TOKEN = re.compile(r"eyJ[\w-]{5,}\.[\w-]+\.[\w-]*|(?<=access_token=)[^&\s\"']+")
+"""A JSON Web Token begins with the base64 of '{"'. LiveKit's SDK logs them when a join is refused."""
+
+
+class RedactingFormatter(logging.Formatter):
+    """Formats the record, traceback included, and then takes every token out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _TOKEN.sub("[token]", super().format(record))
+
+
+def configure_logging(level: str) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    # Other people's loggers stay at WARNING: LiveKit's INFO and sse-starlette's DEBUG carry what
+    # users wrote, and nobody but us knows what of it must not be in a log.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("gateway").setLevel(level)

@@ -1,0 +1,129 @@
+"""The contract with the far side: LiveKit rooms, as one participant of them sees them.
+
+Calls go down and may wait; what happens in the room comes up through a Listener, whose functions
+are synchronous and are called on the event loop, in the order in which it happened. There are two
+forms, `livekit.py` and its in-process twin `memory.py`, under the same contract tests.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from gateway.events import StreamEvent
+
+MAX_OPEN_INCOMING = 1_000
+"""Streams that others may hold open towards one connection. Beyond it a stream is opened and closed
+as incomplete at once: a hostile participant costs us a bounded amount of memory, and nobody is
+left to believe that nothing was sent."""
+
+TOO_MANY_OPEN = "too_many_open_streams"
+"""The reason of a stream closed by that bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextOptions:
+    """What goes with a text into the header of its stream."""
+
+    topic: str
+    destination_identities: tuple[str, ...] = ()
+    """Nobody named: everybody in the room."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    reply_to_stream_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamHeader:
+    """What LiveKit gave the stream that we opened."""
+
+    stream_id: str
+    timestamp: int
+    """Milliseconds since the epoch."""
+
+
+class LostReason(StrEnum):
+    """Why a connection ended without our leaving."""
+
+    DUPLICATE_IDENTITY = "duplicate_identity"
+    """The same identity joined from elsewhere."""
+    REMOVED = "removed"
+    ROOM_CLOSED = "room_closed"
+    DISCONNECTED = "disconnected"
+    """The server went away or could not be reached any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """What a room calls; after `lost`, or once `leave` has returned, nothing more comes."""
+
+    emit: Callable[[StreamEvent], None]
+    lost: Callable[[LostReason], None]
+
+
+class TextStreamWriter(ABC):
+    """One text stream that we are writing. Not for concurrent use; ended by `close` or `abort`."""
+
+    header: StreamHeader
+
+    @abstractmethod
+    async def write(self, text: str) -> None:
+        """Returns when LiveKit has taken the text, which is what slows a fast sender down."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """The stream is complete."""
+
+    @abstractmethod
+    async def abort(self, reason: str) -> None:
+        """The stream is not complete; receivers see an abnormal end with this reason."""
+
+
+class Room(ABC):
+    """A room that we are in."""
+
+    @property
+    @abstractmethod
+    def can_publish_data(self) -> bool:
+        """LiveKit's word of now. What is sent without the permission is dropped in silence."""
+
+    @property
+    @abstractmethod
+    def participants(self) -> Collection[str]:
+        """The identities of the others, as LiveKit has told us; up to 3 s late for those without tracks."""
+
+    @abstractmethod
+    def register_topic(self, topic: str) -> None:
+        """Receive the text streams on this topic from now on. Doing it twice is the same as once."""
+
+    @abstractmethod
+    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
+        """One stream with the whole text; returns when LiveKit has taken it."""
+
+    @abstractmethod
+    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter: ...
+
+    @abstractmethod
+    async def leave(self) -> None:
+        """Leaves as a participant who may come back (USER_UNAVAILABLE: agents keep their session).
+
+        Streams of others that are still open are told to the listener as incomplete before it
+        returns. Nothing may be called after it.
+        """
+
+
+class Rooms(ABC):
+    """The way into rooms."""
+
+    @abstractmethod
+    async def join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> Room:
+        """Joins with the participant's own token, so that LiveKit's own rules stay in force.
+
+        The topics are received from the first moment, so the listener may hear of streams before
+        this returns. Creates the room if it does not exist. Raises JoinFailed or LiveKitUnavailable.
+        """
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Ends what joins are still under way. Rooms that were joined are left by who joined them."""

@@ -1,0 +1,383 @@
+"""LiveKit rooms by LiveKit's SDK: the one place where its public face is met."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Collection
+from contextlib import suppress
+
+import aiohttp
+from livekit import api, rtc
+
+from gateway.errors import JoinFailed, LiveKitUnavailable
+from gateway.events import StreamChunk, StreamClosed, StreamOpened
+from gateway.rooms.base import (
+    MAX_OPEN_INCOMING,
+    TOO_MANY_OPEN,
+    Listener,
+    LostReason,
+    Room,
+    Rooms,
+    StreamHeader,
+    TextOptions,
+    TextStreamWriter,
+)
+from gateway.rooms.native import ObservableRoom, observable_room
+
+logger = logging.getLogger(__name__)
+
+JOIN_TIMEOUT = 10.0
+"""Seconds for a join, retries of the SDK included; it takes 0.1 on a healthy server."""
+
+SEND_TIMEOUT = 10.0
+"""Seconds for LiveKit to take a text; while the SDK reconnects it would wait for minutes."""
+
+LEAVE_TIMEOUT = 3.0
+"""Seconds for a farewell; a server that is gone never answers it."""
+
+ANNOUNCE_TIMEOUT = 4.0
+"""Seconds for our announcement to come back. The server announces by itself after 3."""
+
+AGENT_SETTLING = 0.03
+"""Seconds between our announcement and our first text where an agent is: the two race each other to
+it on different channels, and an agent ignores a text from somebody it does not know."""
+
+ANNOUNCEMENT = "gateway.announcement"
+"""An attribute that nobody has: setting it to "" changes nothing and is broadcast at once."""
+
+_LOST = {
+    rtc.DisconnectReason.DUPLICATE_IDENTITY: LostReason.DUPLICATE_IDENTITY,
+    rtc.DisconnectReason.PARTICIPANT_REMOVED: LostReason.REMOVED,
+    rtc.DisconnectReason.ROOM_DELETED: LostReason.ROOM_CLOSED,
+    rtc.DisconnectReason.ROOM_CLOSED: LostReason.ROOM_CLOSED,
+}
+
+_API_ERRORS = (api.ServerError, aiohttp.ClientError, TimeoutError)
+
+
+class LiveKitRooms(Rooms):
+    def __init__(self, url: str, api_key: str, api_secret: str, *, max_stream_bytes: int) -> None:
+        """Must be made on the event loop that it is used on."""
+        self._url = url
+        self._api = api.LiveKitAPI(url, api_key, api_secret)
+        self._options = rtc.RoomOptions(
+            auto_subscribe=False,
+            data_stream=rtc.DataStreamOptions(max_payload_byte_length=max_stream_bytes),
+        )
+        self._room_class = observable_room()
+        self._abandoned: set[asyncio.Task[None]] = set()
+
+    async def check(self) -> None:
+        """Asks the server whether it takes our API key. Raises JoinFailed or LiveKitUnavailable."""
+        try:
+            async with asyncio.timeout(JOIN_TIMEOUT):
+                await self._api.room.list_rooms(api.ListRoomsRequest(names=["gateway.check"]))
+        except api.ServerError as error:
+            if error.status in (401, 403):
+                raise JoinFailed(
+                    f"the LiveKit server at {self._url} refuses LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
+                ) from error
+            raise LiveKitUnavailable(
+                f"the LiveKit server at {self._url} answers with an error ({error.status})"
+            ) from error
+        except (aiohttp.ClientError, TimeoutError) as error:
+            raise LiveKitUnavailable(
+                f"the LiveKit server at {self._url} cannot be reached"
+            ) from error
+
+    async def join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> Room:
+        joined = _LiveKitRoom(self._room_class(), self._api, room, identity, listener)
+        for topic in topics:
+            joined.register_topic(topic)
+        await self._connect(joined.sdk_room, token)
+        joined.announce()
+        return joined
+
+    async def aclose(self) -> None:
+        for task in self._abandoned:
+            task.cancel()
+        await asyncio.gather(*self._abandoned, return_exceptions=True)
+        await self._api.aclose()
+
+    async def _connect(self, room: rtc.Room, token: str) -> None:
+        connecting = asyncio.create_task(room.connect(self._url, token, self._options))
+        try:
+            await asyncio.wait({connecting}, timeout=JOIN_TIMEOUT)
+        finally:
+            if not connecting.done():
+                self._abandon(connecting, room)
+        if not connecting.done():
+            raise LiveKitUnavailable(f"LiveKit did not answer the join within {JOIN_TIMEOUT:g} s.")
+        try:
+            connecting.result()
+        except rtc.ConnectError as error:
+            raise _join_error(error) from None  # the SDK's message contains the token
+
+    def _abandon(self, connecting: asyncio.Task[None], room: rtc.Room) -> None:
+        """Sees an unwanted join through: cancelled, it would leave a ghost of us in the room."""
+
+        async def leave_when_joined() -> None:
+            with suppress(rtc.ConnectError):
+                await connecting
+                await room.disconnect(reason=rtc.DisconnectReason.USER_UNAVAILABLE)
+
+        task = asyncio.create_task(leave_when_joined())
+        self._abandoned.add(task)
+        task.add_done_callback(self._abandoned.discard)
+
+
+def _join_error(error: rtc.ConnectError) -> JoinFailed | LiveKitUnavailable:
+    match = re.search(r"client error: (\d{3})", error.message)
+    if match is None:
+        return LiveKitUnavailable("The LiveKit server cannot be reached; is LIVEKIT_URL right?")
+    status = match[1]
+    if status == "401":
+        return JoinFailed("LiveKit refused the token: has it other API keys than the gateway?")
+    if status == "404":
+        return JoinFailed("LiveKit says that this room does not exist, and may not be created.")
+    return JoinFailed(f"LiveKit refused the join with HTTP status {status}.")
+
+
+class _LiveKitRoom(Room):
+    def __init__(
+        self,
+        sdk_room: rtc.Room,
+        server_api: api.LiveKitAPI,
+        name: str,
+        identity: str,
+        listener: Listener,
+    ) -> None:
+        self.sdk_room = sdk_room
+        self._api = server_api
+        self._name = name
+        self._identity = identity
+        self._listener = listener
+        self._topics: set[str] = set()
+        self._readers: set[asyncio.Task[None]] = set()
+        self._announced: asyncio.Task[None] | None = None
+        self._left = False
+        sdk_room.on("disconnected", self._on_disconnected)
+
+    @property
+    def can_publish_data(self) -> bool:
+        return bool(self.sdk_room.local_participant.permissions.can_publish_data)
+
+    @property
+    def participants(self) -> Collection[str]:
+        return self.sdk_room.remote_participants.keys()
+
+    def register_topic(self, topic: str) -> None:
+        if topic not in self._topics:
+            self._topics.add(topic)
+            self.sdk_room.register_text_stream_handler(topic, self._on_stream)
+
+    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
+        await self._ready_to_send()
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                info = await self.sdk_room.local_participant.send_text(
+                    text,
+                    topic=options.topic,
+                    destination_identities=list(options.destination_identities),
+                    attributes=dict(options.attributes),
+                    reply_to_id=options.reply_to_stream_id,
+                )
+        except (rtc.StreamError, TimeoutError) as error:
+            raise _not_taken() from error
+        return StreamHeader(info.stream_id, info.timestamp)
+
+    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
+        await self._ready_to_send()
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                writer = await self.sdk_room.local_participant.stream_text(
+                    topic=options.topic,
+                    destination_identities=list(options.destination_identities),
+                    attributes=dict(options.attributes),
+                    reply_to_id=options.reply_to_stream_id,
+                )
+        except (rtc.StreamError, TimeoutError) as error:
+            raise _not_taken() from error
+        return _LiveKitWriter(writer)
+
+    async def leave(self) -> None:
+        self._left = True
+        if self._announced is not None:
+            self._announced.cancel()
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self.sdk_room.disconnect(reason=rtc.DisconnectReason.USER_UNAVAILABLE)
+        except TimeoutError:
+            logger.warning("LiveKit did not answer our leaving within %g s.", LEAVE_TIMEOUT)
+        await self._end_readers()
+
+    def announce(self) -> None:
+        """Makes the server tell the room of us now instead of with its next batch, up to 3 s later.
+
+        Sends wait for it; reading does not.
+        """
+        if not self.sdk_room.local_participant.permissions.hidden:
+            self._announced = asyncio.create_task(self._announce())
+
+    async def _announce(self) -> None:
+        echoed = asyncio.Event()
+        room = self.sdk_room
+        if isinstance(room, ObservableRoom):
+            room.on_participants_updated = lambda identities: (
+                echoed.set() if self._identity in identities else None
+            )
+        else:
+            echoed.set()
+        try:
+            async with asyncio.timeout(ANNOUNCE_TIMEOUT):
+                await self._api.room.update_participant(
+                    api.UpdateParticipantRequest(
+                        room=self._name, identity=self._identity, attributes={ANNOUNCEMENT: ""}
+                    )
+                )
+                await echoed.wait()
+        except _API_ERRORS as error:
+            # Texts still go out; an agent may ignore those of the next 3 seconds.
+            logger.warning("Joining was not announced at once (%s).", type(error).__name__)
+        finally:
+            if isinstance(room, ObservableRoom):
+                room.on_participants_updated = None
+        if any(
+            participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
+            for participant in room.remote_participants.values()
+        ):
+            await asyncio.sleep(AGENT_SETTLING)
+
+    async def _ready_to_send(self) -> None:
+        if self._announced is not None:
+            await asyncio.wait({self._announced})
+            self._announced = None
+        if not self.sdk_room.isconnected():
+            raise LiveKitUnavailable("The connection to LiveKit is lost; nothing was sent.")
+
+    def _on_disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
+        if self._left:
+            return
+        self._left = True
+        lost = asyncio.create_task(self._lost(_LOST.get(reason, LostReason.DISCONNECTED)))
+        self._readers.add(lost)
+        lost.add_done_callback(self._readers.discard)
+
+    async def _lost(self, reason: LostReason) -> None:
+        """Tells of the loss once the readers have told of the streams that it broke."""
+        readers = self._readers - {asyncio.current_task()}
+        await asyncio.wait(readers, timeout=LEAVE_TIMEOUT) if readers else None
+        self._listener.lost(reason)
+
+    async def _end_readers(self) -> None:
+        if not self._readers:
+            return
+        _, unfinished = await asyncio.wait(self._readers, timeout=LEAVE_TIMEOUT)
+        for reader in unfinished:
+            reader.cancel()
+
+    def _on_stream(self, reader: rtc.TextStreamReader, sender: str) -> None:
+        self._listener.emit(self._opened(reader.info, sender))
+        if len(self._readers) >= MAX_OPEN_INCOMING:
+            reader.close()
+            self._listener.emit(_closed(reader.info, sender, TOO_MANY_OPEN, 0, 0))
+            return
+        task = asyncio.create_task(self._read(reader, sender))
+        self._readers.add(task)
+        task.add_done_callback(self._readers.discard)
+
+    def _opened(self, info: rtc.TextStreamInfo, sender: str) -> StreamOpened:
+        room = self.sdk_room
+        header = room.header if isinstance(room, ObservableRoom) else None
+        return StreamOpened(
+            stream_id=info.stream_id,
+            topic=info.topic,
+            participant_identity=sender,
+            timestamp=info.timestamp,
+            size=header.size if header else info.size or None,
+            mime_type=info.mime_type,
+            attributes=dict(info.attributes or {}),
+            reply_to_stream_id=header.reply_to_stream_id if header else None,
+            attached_stream_ids=tuple(info.attachments),
+            generated=header.generated if header else False,
+            operation=header.operation if header else "create",
+            version=header.version if header else 0,
+        )
+
+    async def _read(self, reader: rtc.TextStreamReader, sender: str) -> None:
+        """Reads the stream to its end, always: an unread one is held by the SDK for ever."""
+        info = reader.info
+        index = size = 0
+        reason = None
+        try:
+            async for text in reader:
+                self._listener.emit(StreamChunk(info.stream_id, info.topic, sender, index, text))
+                index += 1
+                size += len(text.encode())
+        except rtc.StreamError as error:
+            reason = _abnormal_end(error.description)
+        finally:
+            reader.close()
+        self._listener.emit(_closed(reader.info, sender, reason, size, index))
+
+
+def _closed(
+    info: rtc.TextStreamInfo, sender: str, reason: str | None, size: int, chunks: int
+) -> StreamClosed:
+    return StreamClosed(
+        stream_id=info.stream_id,
+        topic=info.topic,
+        participant_identity=sender,
+        complete=reason is None,
+        reason=reason,
+        attributes=dict(info.attributes or {}),
+        size=size,
+        chunks=chunks,
+    )
+
+
+def _abnormal_end(description: str) -> str:
+    """The sender's own reason where it gave one, else a word for what happened."""
+    reason = description.removeprefix("stream closed abnormally: ")
+    if reason.endswith("unexpectedly disconnected in the middle of sending data"):
+        return "sender_disconnected"
+    if reason == "Disconnected while receiving":
+        return "disconnected"
+    return reason
+
+
+def _not_taken() -> LiveKitUnavailable:
+    return LiveKitUnavailable("LiveKit did not take the text; whether it arrived is not known.")
+
+
+class _LiveKitWriter(TextStreamWriter):
+    def __init__(self, writer: rtc.TextStreamWriter) -> None:
+        self.header = StreamHeader(writer.info.stream_id, writer.info.timestamp)
+        self._writer = writer
+        self._ended = False
+
+    async def write(self, text: str) -> None:
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._writer.write(text)
+        except (rtc.StreamError, TimeoutError) as error:
+            raise _not_taken() from error
+
+    async def close(self) -> None:
+        self._ended = True
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT):
+                await self._writer.aclose()
+        except (rtc.StreamError, TimeoutError) as error:
+            raise _not_taken() from error
+
+    async def abort(self, reason: str) -> None:
+        if self._ended:
+            return  # the close failed, and the SDK takes no second one
+        self._ended = True
+        # Nobody is left to tell if it fails: receivers see the sender's connection end instead.
+        with suppress(rtc.StreamError, TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self._writer.aclose(reason=reason)

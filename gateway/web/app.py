@@ -1,0 +1,84 @@
+"""The whole HTTP side on one screen: routes, errors, middleware."""
+
+import logging
+import time
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gateway.auth import TokenVerifier
+from gateway.hub import Hub
+from gateway.settings import Settings
+from gateway.web import problems
+from gateway.web.event_stream import EventStreamEndpoint
+from gateway.web.operations import ReadinessEndpoint, livez, openapi, page_file
+from gateway.web.parameters import RawPath
+from gateway.web.text import TextEndpoint
+
+logger = logging.getLogger("gateway.access")
+
+
+def make_app(hub: Hub, settings: Settings) -> Starlette:
+    verifier = TokenVerifier({settings.livekit_api_key: settings.livekit_api_secret})
+    text = TextEndpoint(hub, verifier, settings)
+    events = EventStreamEndpoint(hub, verifier, settings)
+    readiness = ReadinessEndpoint(hub)
+    page = [
+        Route("/", page_file("index.html", "text/html")),
+        Route("/page.css", page_file("page.css", "text/css")),
+        Route("/page.js", page_file("page.js", "text/javascript")),
+    ]
+    app = Starlette(
+        routes=[
+            Route("/rooms/{room:segment}/text", text.post, methods=["POST"]),
+            Route("/rooms/{room:segment}/topics/{topic:segment}/events", events.get),
+            Route("/livez", livez),
+            Route("/readyz", readiness.get),
+            Route("/openapi.yaml", openapi),
+            *(page if settings.page else []),
+        ],
+        exception_handlers=problems.HANDLERS,
+        middleware=[
+            Middleware(AccessLog),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST"],
+                allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+                expose_headers=["Retry-After", "WWW-Authenticate"],
+            ),
+            Middleware(RawPath),
+        ],
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+class AccessLog:
+    """One line per request when it is over, without its query: tokens and attributes are in there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        finally:
+            path = scope["raw_path"].decode("ascii", "replace")
+            took = (time.perf_counter() - started) * 1000
+            logger.info("%s %s %d %.0f ms", scope["method"], path, status, took)

@@ -1,0 +1,236 @@
+"""GET /rooms/{room}/topics/{topic}/events: Server-Sent Events from a connection's log.
+
+A subscriber is a cursor: what was kept and what comes live are the same read, and all that is
+pending goes out in one write.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
+from enum import StrEnum
+
+from sse_starlette import EventSourceResponse
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gateway.auth import Caller, TokenVerifier
+from gateway.errors import (
+    Draining,
+    InvalidParameter,
+    TooManyConnections,
+    TooManyEventStreams,
+    Unavailable,
+)
+from gateway.event_log import EventLog, Evicted, Position, Start, parse_position
+from gateway.events import ClosingReason, GatewayOpened, closing
+from gateway.hub import Connection, Hub
+from gateway.settings import Settings
+from gateway.web import sse
+from gateway.web.parameters import Query, authenticate, reading_topic
+
+HEADERS = {
+    # no-transform: a proxy that compresses would hold events back until its block is full.
+    "Cache-Control": "no-store, no-transform",
+}
+
+
+class Replay(StrEnum):
+    NONE = "none"
+    OPEN = "open"
+    ALL = "all"
+
+
+class EventStreamEndpoint:
+    def __init__(self, hub: Hub, verifier: TokenVerifier, settings: Settings) -> None:
+        self._hub = hub
+        self._verifier = verifier
+        self._settings = settings
+        self._open = 0
+
+    async def get(self, request: Request) -> Response:
+        query = Query(request, ("last_event_id", "replay"))
+        caller = authenticate(request, query, self._verifier)
+        caller.require_can_subscribe()
+        topic = reading_topic(request.path_params["topic"])
+        replay = _replay(query)
+        last = _last_event_id(request, query)
+        if request.method == "HEAD":
+            return _no_body()
+        if last is not None and self._hub.ended_for_good(caller, last):
+            # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
+            return Response(status_code=204)
+        async with AsyncExitStack() as stack:
+            try:
+                connection = await self._enter(stack, caller)
+            except Unavailable as error:
+                if last is None:
+                    raise
+                # Any status but 200 would end a browser's EventSource for good.
+                return _come_back_later(error)
+            connection.register_topic(topic)
+            start = _start(connection.log, topic, replay, last)
+            subscriber = Subscriber(connection.log, topic, caller, self._settings.heartbeat, start)
+            return EventStreamResponse(subscriber, stack.pop_all())
+
+    async def _enter(self, stack: AsyncExitStack, caller: Caller) -> Connection:
+        if self._open >= self._settings.max_event_streams:
+            raise TooManyEventStreams("The gateway has as many event streams as it takes.")
+        self._open += 1
+        stack.callback(self._leave)
+        return await stack.enter_async_context(self._hub.connection(caller))
+
+    def _leave(self) -> None:
+        self._open -= 1
+
+
+class Subscriber:
+    """One cursor on a log, and what its client is told around the log's events."""
+
+    def __init__(
+        self, log: EventLog, topic: str, caller: Caller, heartbeat: float, start: Start
+    ) -> None:
+        self._log = log
+        self._topics = (topic,)
+        self._caller = caller
+        self._heartbeat = heartbeat
+        self._start = start
+        self._seq = start.seq
+        self._woken = asyncio.Event()
+        self._gone = False
+
+    def leave(self) -> None:
+        """The client is gone: the blocks end."""
+        self._gone = True
+        self._woken.set()
+
+    async def blocks(self) -> AsyncGenerator[bytes]:
+        """What to write, in order, until the client, the log or the token ends it."""
+        self._log.watch(self._woken.set)
+        try:
+            yield self._beginning()
+            while not self._gone:
+                self._woken.clear()
+                if time.time() >= self._caller.expires_at:
+                    yield _closing(ClosingReason.TOKEN_EXPIRED)
+                    return
+                try:
+                    read = self._log.read(self._seq, self._topics)
+                except Evicted:
+                    # Coming back with its last id, the client is told the gap.
+                    yield _closing(ClosingReason.SLOW)
+                    return
+                self._seq = read.seq
+                if read.frames:
+                    yield b"".join(read.frames)
+                elif self._log.ended is not None and self._seq == self._log.head.seq:
+                    yield sse.encode(self._log.ended)
+                    return
+                elif not await self._more():
+                    yield sse.heartbeat(self._position())
+        finally:
+            self._log.unwatch(self._woken.set)
+
+    def _beginning(self) -> bytes:
+        """What a client needs before the first live event, its cursor armed at the very end.
+
+        Replayed events have no ids: resuming from one of them would skip what lies between.
+        """
+        position = self._position()
+        opened = GatewayOpened("participant", self._caller.identity, str(self._log.head))
+        parts = [sse.OPENING, sse.encode(opened)]
+        if self._start.gap is not None:
+            parts.append(sse.encode(self._start.gap, None if self._start.replay else position))
+        return b"".join([*parts, *self._start.replay, sse.cursor(position)])
+
+    def _position(self) -> str:
+        return str(Position(self._log.epoch, self._seq))
+
+    async def _more(self) -> bool:
+        """Waits for the log or for the client's leaving; False when it is time for a heartbeat."""
+        patience = min(self._heartbeat, max(0.0, self._caller.expires_at - time.time()))
+        try:
+            async with asyncio.timeout(patience):
+                await self._woken.wait()
+        except TimeoutError:
+            return False
+        return True
+
+
+class EventStreamResponse(EventSourceResponse):
+    """sse-starlette's response with a delivery loop of our own.
+
+    The stock one runs four tasks for each client, and at shutdown cuts streams in the middle.
+    """
+
+    def __init__(self, subscriber: Subscriber, resources: AsyncExitStack) -> None:
+        """`resources` are given back when the stream is over."""
+        super().__init__(subscriber.blocks(), headers=HEADERS)
+        self._subscriber = subscriber
+        self._resources = resources
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._resources, aclosing(self._subscriber.blocks()) as blocks:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            listening = asyncio.create_task(self._listen(receive))
+            try:
+                async for block in blocks:
+                    await send({"type": "http.response.body", "body": block, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+            finally:
+                listening.cancel()
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._subscriber.leave()
+
+
+def _closing(reason: ClosingReason) -> bytes:
+    return sse.encode(closing(reason))
+
+
+def _replay(query: Query) -> Replay:
+    given = query.one("replay")
+    try:
+        return Replay.OPEN if given is None else Replay(given)
+    except ValueError:
+        raise InvalidParameter("'replay' must be none, open or all.") from None
+
+
+def _last_event_id(request: Request, query: Query) -> Position | None:
+    in_query = query.one("last_event_id")
+    value = request.headers.get("last-event-id") or in_query
+    return parse_position(value) if value else None
+
+
+def _start(log: EventLog, topic: str, replay: Replay, last: Position | None) -> Start:
+    topics = (topic,)
+    if last is not None:
+        return log.resume(last, topics)
+    match replay:
+        case Replay.NONE:
+            return log.replay_none()
+        case Replay.OPEN:
+            return log.replay_open(topics)
+        case Replay.ALL:
+            return log.replay_all(topics)
+
+
+def _no_body() -> Response:
+    return Response(headers=HEADERS, media_type="text/event-stream")
+
+
+def _come_back_later(error: Unavailable) -> Response:
+    """A finished event stream: a browser comes back by itself, after the time that it is told."""
+    reason = _LATER.get(type(error), ClosingReason.DISCONNECTED)
+    body = sse.retry(error.retry_after) + _closing(reason)
+    return Response(body, headers=HEADERS, media_type="text/event-stream")
+
+
+_LATER: dict[type[Unavailable], ClosingReason] = {
+    Draining: ClosingReason.DRAIN,
+    TooManyConnections: ClosingReason.OVERLOADED,
+    TooManyEventStreams: ClosingReason.OVERLOADED,
+}

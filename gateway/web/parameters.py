@@ -1,0 +1,181 @@
+"""Reading a request: path, query, credential. What is not understood is refused, never ignored."""
+
+from collections.abc import Collection, Mapping
+from urllib.parse import parse_qsl, unquote_to_bytes
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gateway.auth import IDENTITY_BYTES, Caller, TokenVerifier
+from gateway.errors import InvalidParameter, TokenInvalid, TokenMissing, TopicReserved
+from gateway.settings import TOPIC_BYTES
+
+NAME_BYTES = 256
+"""LiveKit's limit for the name of a room, in bytes of UTF-8."""
+
+QUERY_FIELDS = 200
+"""Destinations and attributes are repeated parameters; the header packet is full long before."""
+
+CHAT_TOPIC = "lk.chat"
+TRANSCRIPTION_TOPIC = "lk.transcription"
+_RESERVED = "lk."
+
+ATTRIBUTE_PREFIX = "attr."
+
+
+class RawPath:
+    """Routes on the path as it was sent, so that a room may contain an encoded slash."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            scope["path"] = scope["raw_path"].decode("ascii", "replace")
+        await self._app(scope, receive, send)
+
+
+class _Segment(Convertor[str]):
+    """One path segment, percent-decoded after routing."""
+
+    regex = "[^/]+"
+
+    def convert(self, value: str) -> str:
+        try:
+            decoded = unquote_to_bytes(value).decode()
+        except UnicodeDecodeError:
+            raise InvalidParameter("The path is not UTF-8 once it is percent-decoded.") from None
+        if decoded in (".", "..") or "\0" in decoded:
+            raise InvalidParameter("A path segment may not be '.' or '..', nor contain NUL.")
+        return decoded
+
+    def to_string(self, value: str) -> str:
+        raise NotImplementedError("paths are not built here")
+
+
+register_url_convertor("segment", _Segment())
+
+
+class Query:
+    """The query parameters of a request; `allowed` is all that the route knows."""
+
+    def __init__(
+        self, request: Request, allowed: Collection[str], prefix: str | None = None
+    ) -> None:
+        try:
+            self._pairs = parse_qsl(
+                request.scope["query_string"].decode("ascii"),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=QUERY_FIELDS,
+            )
+        except UnicodeDecodeError:
+            raise InvalidParameter("The query is not UTF-8 once it is percent-decoded.") from None
+        except ValueError:
+            raise InvalidParameter(f"The query has more than {QUERY_FIELDS} parameters.") from None
+        known = {*allowed, "access_token"}
+        for name, _ in self._pairs:
+            if name not in known and not (prefix and name.startswith(prefix)):
+                raise InvalidParameter(
+                    f"Unknown query parameter {name[:64]!r}; this path knows {', '.join(sorted(known))}"
+                    + (f", {prefix}NAME." if prefix else ".")
+                )
+
+    def all(self, name: str) -> list[str]:
+        return [value for key, value in self._pairs if key == name]
+
+    def one(self, name: str) -> str | None:
+        values = self.all(name)
+        if len(values) > 1:
+            raise InvalidParameter(f"The query parameter {name!r} is given more than once.")
+        return values[0] if values else None
+
+    def prefixed(self, prefix: str) -> dict[str, str]:
+        names = [name for name, _ in self._pairs if name.startswith(prefix)]
+        if len(names) != len(set(names)):
+            raise InvalidParameter(f"A query parameter {prefix}NAME is given more than once.")
+        return {
+            name.removeprefix(prefix): value
+            for name, value in self._pairs
+            if name.startswith(prefix)
+        }
+
+
+def authenticate(request: Request, query: Query, verifier: TokenVerifier) -> Caller:
+    """The caller, whose token is for the room in the path.
+
+    Raises InvalidParameter, TokenMissing, TokenInvalid, Forbidden.
+    """
+    room = checked_name(request.path_params["room"], "room", NAME_BYTES)
+    caller = verifier.verify(_token(request, query))
+    caller.require_room(room)
+    return caller
+
+
+def _token(request: Request, query: Query) -> str:
+    headers = request.headers.getlist("authorization")
+    in_query = query.one("access_token")
+    if in_query is not None and headers:
+        raise InvalidParameter(
+            "Two credentials: give the token in 'Authorization' or in 'access_token', not in both."
+        )
+    if len(headers) > 1:
+        raise InvalidParameter("The header 'Authorization' is given more than once.")
+    if in_query:
+        return in_query
+    if not headers:
+        raise TokenMissing(
+            "Give a LiveKit access token: 'Authorization: Bearer …' or '?access_token=…'."
+        )
+    scheme, _, token = headers[0].partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise TokenInvalid(
+            "The header 'Authorization' must be 'Bearer' and a LiveKit access token."
+        )
+    return token.strip()
+
+
+def checked_name(value: str, what: str, limit: int) -> str:
+    """The name of a room, an identity or a topic, if it is one."""
+    try:
+        size = len(value.encode())
+    except UnicodeEncodeError:
+        raise InvalidParameter(f"The {what} is not valid text.") from None
+    if not 0 < size <= limit:
+        raise InvalidParameter(f"The {what} has {size} bytes of UTF-8; 1 to {limit} are allowed.")
+    if "\0" in value:
+        raise InvalidParameter(f"The {what} contains NUL.")
+    return value
+
+
+def checked_identity(value: str) -> str:
+    return checked_name(value, "identity", IDENTITY_BYTES)
+
+
+def sending_topic(topic: str) -> str:
+    """A topic that callers may send on; on others of LiveKit's, one could drive or play an agent."""
+    if checked_name(topic, "topic", TOPIC_BYTES).startswith(_RESERVED) and topic != CHAT_TOPIC:
+        raise TopicReserved(
+            f"Topics below {_RESERVED!r} are LiveKit's own; send on {CHAT_TOPIC!r} or on a topic of yours."
+        )
+    return topic
+
+
+def reading_topic(topic: str) -> str:
+    readable = (CHAT_TOPIC, TRANSCRIPTION_TOPIC)
+    if checked_name(topic, "topic", TOPIC_BYTES).startswith(_RESERVED) and topic not in readable:
+        raise TopicReserved(
+            f"Of LiveKit's own topics, {' and '.join(map(repr, readable))} can be read."
+        )
+    return topic
+
+
+def checked_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+    for name, value in attributes.items():
+        checked_name(name, "name of an attribute", NAME_BYTES)
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise InvalidParameter(f"The attribute {name!r} is not valid text.") from None
+    return dict(attributes)

@@ -1,0 +1,109 @@
+"""Our errors as HTTP answers: RFC 9457 problem details, with a stable `code`.
+
+The only table from what happened to which status.
+"""
+
+import json
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from gateway import errors
+from gateway.errors import GatewayError
+
+MEDIA_TYPE = "application/problem+json"
+
+STATUSES: Mapping[type[GatewayError], HTTPStatus] = {
+    errors.InvalidRequest: HTTPStatus.BAD_REQUEST,
+    errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.HeaderTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+    errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.BodyIdle: HTTPStatus.REQUEST_TIMEOUT,
+    errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
+    errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""The nearest class among an error's ancestors decides."""
+
+_REASONS = {413: "Content Too Large"}
+"""Where RFC 9110 has a newer name than Python 3.11."""
+
+CHALLENGE = 'Bearer realm="livekit"'
+
+_CHALLENGES: Mapping[type[GatewayError], str] = {
+    # RFC 6750, 3.1: a request without any credentials is told no error code.
+    errors.TokenMissing: CHALLENGE,
+    errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
+    errors.Forbidden: f'{CHALLENGE}, error="insufficient_scope"',
+}
+
+
+def problem(
+    status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
+) -> Response:
+    body = {
+        "type": "about:blank",
+        "title": _REASONS.get(status) or HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
+    return Response(
+        json.dumps(body, ensure_ascii=False),
+        status,
+        {"Cache-Control": "no-store"} | dict(headers or {}),
+        MEDIA_TYPE,
+    )
+
+
+def status_of(kind: type[GatewayError]) -> HTTPStatus:
+    return next(STATUSES[ancestor] for ancestor in kind.__mro__ if ancestor in STATUSES)
+
+
+async def on_gateway_error(request: Request, error: GatewayError) -> Response:
+    headers = {}
+    for kind, challenge in _CHALLENGES.items():
+        if isinstance(error, kind):
+            headers["WWW-Authenticate"] = _described(challenge, error)
+    if isinstance(error, errors.Unavailable):
+        headers["Retry-After"] = str(error.retry_after)
+    return problem(status_of(type(error)), error.code, error.detail, headers)
+
+
+def _described(challenge: str, error: GatewayError) -> str:
+    if "error=" not in challenge:
+        return challenge
+    description = error.detail.replace('"', "'")
+    return f'{challenge}, error_description="{description}"'
+
+
+_ROUTING = {
+    404: ("not_found", "There is nothing at this path; GET /openapi.yaml lists what is."),
+    405: (
+        "method_not_allowed",
+        "This path does not take this method; 'Allow' lists those it does.",
+    ),
+}
+
+
+async def on_http_error(request: Request, error: HTTPException) -> Response:
+    """What starlette's router refuses."""
+    code, detail = _ROUTING.get(error.status_code, ("http_error", error.detail))
+    return problem(error.status_code, code, detail, error.headers)
+
+
+async def on_unexpected_error(request: Request, error: Exception) -> Response:
+    """A defect of ours; the log has its traceback, the caller learns nothing of it."""
+    return problem(500, "internal_error", "The gateway failed; its log says how.")
+
+
+HANDLERS: Mapping[Any, Any] = {
+    GatewayError: on_gateway_error,
+    HTTPException: on_http_error,
+    Exception: on_unexpected_error,
+}
+"""For starlette, which finds the nearest class among an error's ancestors."""

@@ -1,0 +1,36 @@
+"""Events to bytes: the Server-Sent Events of the HTML standard, 9.2."""
+
+import json
+
+from sse_starlette import ServerSentEvent
+
+from gateway.events import Event, members
+
+LINE_END = "\n"
+"""The shortest of the three that the standard allows."""
+
+RETRY = 2_000
+"""Milliseconds that a browser waits before it comes back; Chromium's own is 3 s, Firefox's 5."""
+
+OPENING = ServerSentEvent(comment="livekit gateway", retry=RETRY, sep=LINE_END).encode()
+"""Sent with the headers: a proxy that waits for a first byte passes both on at once."""
+
+
+def encode(event: Event, position: str | None = None) -> bytes:
+    """One event as one block. Without a position it leaves the client's last event id alone."""
+    data = json.dumps(members(event), ensure_ascii=False, separators=(",", ":"))
+    return ServerSentEvent(data, event=event.type, id=position, sep=LINE_END).encode()
+
+
+def cursor(position: str) -> bytes:
+    """A block that sets the client's last event id and fires no event."""
+    return ServerSentEvent(id=position, sep=LINE_END).encode()
+
+
+def heartbeat(position: str) -> bytes:
+    """A sign of life that also moves the cursor past events that were not for this client."""
+    return ServerSentEvent(comment="heartbeat", id=position, sep=LINE_END).encode()
+
+
+def retry(seconds: int) -> bytes:
+    return ServerSentEvent(retry=seconds * 1_000, sep=LINE_END).encode()

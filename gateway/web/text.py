@@ -1,0 +1,294 @@
+"""POST /rooms/{room}/text: one request body is one LiveKit text stream."""
+
+import asyncio
+import codecs
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import asdict
+from email.message import EmailMessage
+from functools import partial
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.auth import Caller, TokenVerifier
+from gateway.errors import (
+    BodyIdle,
+    BodyTooLarge,
+    GatewayError,
+    HeaderTooLarge,
+    InvalidParameter,
+    InvalidText,
+    UnsupportedMediaType,
+)
+from gateway.hub import Connection, Hub, OutgoingStream, Sent
+from gateway.rooms.base import TextOptions
+from gateway.settings import Settings
+from gateway.web.parameters import (
+    ATTRIBUTE_PREFIX,
+    CHAT_TOPIC,
+    NAME_BYTES,
+    Query,
+    authenticate,
+    checked_attributes,
+    checked_identity,
+    checked_name,
+    sending_topic,
+)
+
+HEADER_BYTES = 14_000
+"""LiveKit's header packet has at most 15,000 bytes; the rest is for ids, times and framing."""
+
+HEADER_FIELD_BYTES = 16
+"""What one attribute or destination costs in the packet beside its own bytes."""
+
+CLIENT_DISCONNECTED = "client_disconnected"
+"""Reason of a stream whose sender went away in the middle of its body."""
+
+INTERRUPTED = "interrupted"
+"""Reason of a stream that the gateway gave up, stopped hard or by a defect of its own."""
+
+_OPTIONS = ("topic", "to", "attributes", "reply_to_stream_id")
+
+
+class TextEndpoint:
+    def __init__(self, hub: Hub, verifier: TokenVerifier, settings: Settings) -> None:
+        self._hub = hub
+        self._verifier = verifier
+        self._settings = settings
+
+    async def post(self, request: Request) -> Response:
+        query = Query(request, ("topic", "to", "reply_to_stream_id"), prefix=ATTRIBUTE_PREFIX)
+        caller = authenticate(request, query, self._verifier)
+        caller.require_can_publish_data()
+        options = _query_options(query)
+        media_type = _media_type(request)
+        if media_type == "text/plain" and _is_chunked(request):
+            sent = await self._stream(request, _text_options(options), caller)
+        else:
+            body = await self._whole(request)
+            if media_type == "application/json":
+                text, options = _json_text(body, options)
+            else:
+                text = _decoded(body)
+            checked = _text_options(options)
+            async with self._hub.connection(caller) as connection:
+                sent = await connection.send_text(text, checked)
+        return JSONResponse(asdict(sent), headers={"Cache-Control": "no-store"})
+
+    async def _stream(self, request: Request, options: TextOptions, caller: Caller) -> Sent:
+        """Writes the body while it arrives.
+
+        The stream is opened with the first piece of text, so that a body that is refused at its
+        beginning leaves no trace in the room.
+        """
+        async with self._hub.connection(caller) as connection:
+            stream = None
+            try:
+                async for text in self._pieces(request, connection):
+                    if stream is None:
+                        stream = await connection.open_stream(options)
+                    await stream.write(text)
+                if stream is None:
+                    stream = await connection.open_stream(options)
+                return await stream.close()
+            except GatewayError as error:
+                await _abort(stream, error.code)
+                raise
+            except ClientDisconnect:
+                await _abort(stream, CLIENT_DISCONNECTED)
+                raise
+            except BaseException:
+                # The server cancels what is left at a hard stop: even then receivers are not to
+                # take the text for a whole one.
+                await _abort(stream, INTERRUPTED)
+                raise
+
+    async def _pieces(self, request: Request, connection: Connection) -> AsyncIterator[str]:
+        """The body's text as it arrives; a character cut by a chunk border waits for its rest.
+
+        Raises BodyIdle, BodyTooLarge, InvalidText, ClientDisconnect; and what the connection says
+        if it ends while we wait.
+        """
+        limit = self._settings.max_stream_bytes
+        decoder = codecs.getincrementaldecoder("utf-8")()
+        size = 0
+        body = request.stream()
+        while (piece := await self._next(body, connection)) is not None:
+            size += len(piece)
+            if size > limit:
+                raise BodyTooLarge(f"The text has more than {limit} bytes, the limit for a stream.")
+            if text := _checked(decoder.decode, piece):
+                yield text
+        _checked(lambda rest: decoder.decode(rest, True), b"")
+
+    async def _next(self, body: AsyncIterator[bytes], connection: Connection) -> bytes | None:
+        idle = self._settings.body_idle_timeout
+        try:
+            async with asyncio.timeout(idle) as deadline:
+                wake = partial(_expire, deadline)
+                connection.watch_end(wake)
+                try:
+                    return await anext(body, None)
+                finally:
+                    connection.unwatch_end(wake)
+        except TimeoutError:
+            connection.require_up()
+            raise BodyIdle(f"No more text came within {idle:g} s; the stream was closed.") from None
+
+    async def _whole(self, request: Request) -> bytes:
+        limit = self._settings.max_text_bytes
+        too_large = BodyTooLarge(
+            f"The body has more than {limit} bytes, the limit for a whole text;"
+            " send text/plain with 'Transfer-Encoding: chunked' to stream a longer one."
+        )
+        if int(request.headers.get("content-length", 0)) > limit:
+            raise too_large
+        idle = self._settings.body_idle_timeout
+        parts = []
+        size = 0
+        try:
+            async with asyncio.timeout(idle) as deadline:
+                async for part in request.stream():
+                    size += len(part)
+                    if size > limit:
+                        raise too_large
+                    parts.append(part)
+                    deadline.reschedule(asyncio.get_running_loop().time() + idle)
+        except TimeoutError:
+            raise BodyIdle(f"The rest of the body did not come within {idle:g} s.") from None
+        return b"".join(parts)
+
+
+def _expire(deadline: asyncio.Timeout) -> None:
+    if not deadline.expired():
+        deadline.reschedule(asyncio.get_running_loop().time())
+
+
+async def _abort(stream: OutgoingStream | None, reason: str) -> None:
+    if stream is not None:
+        await stream.abort(reason)
+
+
+def _media_type(request: Request) -> str:
+    values = request.headers.getlist("content-type")
+    given = EmailMessage()
+    given["content-type"] = values[0] if len(values) == 1 else ""
+    media_type = given.get_content_type() if len(values) == 1 else ""
+    if media_type not in ("text/plain", "application/json"):
+        raise UnsupportedMediaType(
+            "Send 'Content-Type: text/plain' or 'application/json'"
+            " (curl -d sends a form unless told: -H 'Content-Type: text/plain')."
+        )
+    charset = given.get_param("charset", "utf-8")
+    if not isinstance(charset, str) or charset.lower() not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType("The text must be UTF-8; no other charset is taken.")
+    if request.headers.getlist("content-encoding") not in ([], ["identity"]):
+        raise UnsupportedMediaType("The body must not be compressed (Content-Encoding).")
+    return media_type
+
+
+def _is_chunked(request: Request) -> bool:
+    return "transfer-encoding" in request.headers
+
+
+def _checked(decode: Callable[[bytes], str], data: bytes) -> str:
+    try:
+        return decode(data)
+    except UnicodeDecodeError:
+        raise InvalidText("The text is not valid UTF-8.") from None
+
+
+def _decoded(body: bytes) -> str:
+    return _checked(bytes.decode, body)
+
+
+def _query_options(query: Query) -> dict[str, Any]:
+    """Only those given: what is not given may still be in a JSON body."""
+    options: dict[str, Any] = {}
+    if (topic := query.one("topic")) is not None:
+        options["topic"] = topic
+    if to := query.all("to"):
+        options["to"] = to
+    if attributes := query.prefixed(ATTRIBUTE_PREFIX):
+        options["attributes"] = attributes
+    if (reply_to := query.one("reply_to_stream_id")) is not None:
+        options["reply_to_stream_id"] = reply_to
+    return options
+
+
+def _json_text(body: bytes, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The text and all options of a JSON body and the query together."""
+    try:
+        members = json.loads(_decoded(body), object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        raise InvalidParameter("The body is not JSON.") from None
+    if not isinstance(members, dict):
+        raise InvalidParameter('The body must be a JSON object: {"text": "…"}.')
+    text = members.pop("text", None)
+    if not isinstance(text, str):
+        raise InvalidParameter("The JSON member 'text' is missing or not a string.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidText("The text has a lone surrogate (\\ud800 to \\udfff).") from None
+    for name in members:
+        if name not in _OPTIONS:
+            raise InvalidParameter(
+                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(_OPTIONS)}."
+            )
+        if name in options:
+            raise InvalidParameter(f"{name!r} is given both in the query and in the body.")
+    return text, {**options, **members}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidParameter("A member of the JSON body is given twice.")
+    return members
+
+
+def _text_options(options: Mapping[str, Any]) -> TextOptions:
+    """The options, checked. Raises InvalidParameter, TopicReserved, HeaderTooLarge."""
+    topic = _string(options, "topic")
+    to = options.get("to", [])
+    if isinstance(to, str):
+        to = [to]
+    if not isinstance(to, list) or not all(isinstance(identity, str) for identity in to):
+        raise InvalidParameter("'to' must be identities: a string or an array of strings.")
+    attributes = options.get("attributes", {})
+    if not isinstance(attributes, dict) or not all(
+        isinstance(value, str) for value in attributes.values()
+    ):
+        raise InvalidParameter("'attributes' must be an object whose values are strings.")
+    reply_to = _string(options, "reply_to_stream_id")
+    checked = TextOptions(
+        topic=CHAT_TOPIC if topic is None else sending_topic(topic),
+        destination_identities=tuple(dict.fromkeys(checked_identity(name) for name in to)),
+        attributes=checked_attributes(attributes),
+        reply_to_stream_id=(
+            None if reply_to is None else checked_name(reply_to, "reply_to_stream_id", NAME_BYTES)
+        ),
+    )
+    _require_fits_header(checked)
+    return checked
+
+
+def _string(options: Mapping[str, Any], name: str) -> str | None:
+    value = options.get(name)
+    if name in options and not isinstance(value, str):
+        raise InvalidParameter(f"{name!r} must be a string.")
+    return value
+
+
+def _require_fits_header(options: TextOptions) -> None:
+    fields = [*options.destination_identities, options.topic, options.reply_to_stream_id or ""]
+    for name, value in options.attributes.items():
+        fields += [name, value]
+    size = sum(len(field.encode()) + HEADER_FIELD_BYTES for field in fields)
+    if size > HEADER_BYTES:
+        raise HeaderTooLarge(
+            f"Attributes and destinations need {size} bytes; LiveKit's header has room for {HEADER_BYTES}."
+        )
