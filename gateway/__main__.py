@@ -21,6 +21,7 @@ from gateway.errors import JoinFailed, LiveKitUnavailable
 from gateway.event_log import EventLog
 from gateway.hub import Hub
 from gateway.logs import configure_logging
+from gateway.rooms.base import Rooms
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.tokens import mint
 from gateway.settings import Settings, SettingsError, read_settings
@@ -65,15 +66,8 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-async def serve(settings: Settings, listening: socket.socket) -> None:
-    """Serves until SIGTERM or SIGINT, then drains and returns. Raises JoinFailed at a wrong API key."""
-    rooms = LiveKitRooms(
-        settings.livekit_url,
-        settings.livekit_api_key,
-        settings.livekit_api_secret,
-        max_stream_bytes=settings.max_stream_bytes,
-    )
-    hub = Hub(
+def make_hub(rooms: Rooms, settings: Settings) -> Hub:
+    return Hub(
         rooms,
         lambda: EventLog(sse.encode, settings.log_bounds),
         topics=settings.topics,
@@ -81,6 +75,8 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         max_connections=settings.max_connections,
     )
 
+
+def make_server(hub: Hub, settings: Settings) -> Server:
     async def drain() -> None:
         logger.info("Draining: leaving LiveKit and ending event streams.")
         try:
@@ -101,11 +97,22 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(settings.drain_timeout)),
     )
+    return Server(config, drain)
+
+
+async def serve(settings: Settings, listening: socket.socket) -> None:
+    """Serves until SIGTERM or SIGINT, then drains and returns. Raises JoinFailed at a wrong API key."""
+    rooms = LiveKitRooms(
+        settings.livekit_url,
+        settings.livekit_api_key,
+        settings.livekit_api_secret,
+        max_stream_bytes=settings.max_stream_bytes,
+    )
     try:
         await _check(rooms)
         host, port = listening.getsockname()[:2]
         logger.info("Version %s listens on %s port %d.", __version__, host, port)
-        await Server(config, drain).serve(sockets=[listening])
+        await make_server(make_hub(rooms, settings), settings).serve(sockets=[listening])
     finally:
         await rooms.aclose()
     logger.info("Stopped.")

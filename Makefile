@@ -1,0 +1,64 @@
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+
+# The stamp carries the lock's checksum: a checkout may change the lock's time stamp without changing
+# the lock, or the lock without making it younger than the environment.
+STAMP := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f 1)
+COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11
+SOURCES := $(wildcard gateway tests tools benchmarks)
+TEST_PROGRAMS := chromium nginx redis-server
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test test-deps check format lock clean
+
+help:       ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+
+install: $(STAMP)  ## make .venv with everything in requirements-dev.txt (PYTHON=python3.12 picks the interpreter)
+
+run: install  ## start a LiveKit server (unless LIVEKIT_URL is set) and the gateway, and show what to try
+	@$(VENV)/bin/python -m tools.run $(ARGS)
+
+test: install  ## run all tests (ARGS="-k name -x" is passed to pytest)
+	$(VENV)/bin/python -m pytest $(ARGS)
+
+test-deps:  ## install the programs that tests use: chromium, nginx, redis-server (Debian)
+	@missing=''; \
+	for program in $(TEST_PROGRAMS); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$$program" >/dev/null || missing="$$missing $$program"; \
+	done; \
+	if [ -z "$$missing" ]; then echo 'The programs that tests use are all here.'; exit 0; fi; \
+	if ! command -v apt-get >/dev/null; then \
+		echo "Missing:$$missing. This installs them with apt-get, which is not here: install them with your system's own package manager." >&2; exit 1; \
+	fi; \
+	sudo=''; \
+	if [ "$$(id -u)" != 0 ]; then \
+		sudo=$$(command -v sudo) || { echo "Missing:$$missing. As root: apt-get install$$missing" >&2; exit 1; }; \
+	fi; \
+	echo "Installing$$missing with apt-get (Debian may run them as services then; the tests start their own)"; \
+	$$sudo apt-get update -qq && $$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing
+
+check: install  ## formatting, lint and types
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/mypy $(SOURCES)
+
+format: install  ## format the code, and fix what the linter can fix
+	$(VENV)/bin/ruff check --fix-only --quiet
+	$(VENV)/bin/ruff format
+
+lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
+	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt
+	$(COMPILE) $(ARGS) --constraints requirements.txt pyproject.toml --group dev --output-file requirements-dev.txt
+
+clean:  ## remove .venv and everything that tools left
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
+	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo "Python 3.11 or newer is needed, and '$(PYTHON)' is $$($(PYTHON) --version 2>/dev/null || echo not here): make install PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing the locked packages into $(VENV) (about a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.txt
+	@rm -f $(VENV)/.installed-* && touch $@

@@ -1,0 +1,236 @@
+"""A gateway on a real socket, in this process, and the clients that tests speak to it with."""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from livekit import api
+
+from gateway.__main__ import Server, make_hub, make_server
+from gateway.hub import Hub
+from gateway.rooms.base import Rooms
+from gateway.settings import Settings
+
+DEADLINE = 5.0
+"""Seconds for anything to happen that a test waits for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSentEvent:
+    """One event as a browser sees it."""
+
+    name: str
+    id: str | None
+    """Of this very block; None where it has none."""
+    data: dict[str, Any]
+
+
+class EventStream:
+    """A reader of one event stream, by the rules of the HTML standard."""
+
+    def __init__(self, response: httpx.Response, lines: AsyncGenerator[str]) -> None:
+        self.response = response
+        self.last_event_id = ""
+        self.comments: list[str] = []
+        self.retry: int | None = None
+        self._lines = lines
+
+    async def next(self) -> ServerSentEvent:
+        """The next event that is dispatched. Raises StopAsyncIteration at the proper end of the body."""
+        async with asyncio.timeout(DEADLINE):
+            return await self._next()
+
+    async def until(self, name: str) -> ServerSentEvent:
+        """The next event of that name; what comes before it is passed over."""
+        while (event := await self.next()).name != name:
+            pass
+        return event
+
+    async def take(self, count: int) -> list[ServerSentEvent]:
+        return [await self.next() for _ in range(count)]
+
+    async def cursor(self) -> str:
+        """The id of the next block that has one, whether it fires an event or not."""
+        async with asyncio.timeout(DEADLINE):
+            before = self.last_event_id
+            while self.last_event_id == before:
+                await self._block()
+        return self.last_event_id
+
+    async def ends(self) -> None:
+        """The body ends here, properly."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                try:
+                    assert await self._block() is None
+                except StopAsyncIteration:
+                    return
+
+    async def _next(self) -> ServerSentEvent:
+        while (event := await self._block()) is None:
+            pass
+        return event
+
+    async def _block(self) -> ServerSentEvent | None:
+        fields: dict[str, str] = {}
+        while line := (await anext(self._lines)).rstrip("\n"):
+            if line.startswith(":"):
+                self.comments.append(line[1:].strip())
+                continue
+            name, _, value = line.partition(":")
+            fields[name] = value.removeprefix(" ")
+        if "id" in fields:
+            self.last_event_id = fields["id"]
+        if "retry" in fields:
+            self.retry = int(fields["retry"])
+        if "data" not in fields:
+            return None
+        data = json.loads(fields["data"])
+        assert data["type"] == fields["event"]
+        return ServerSentEvent(fields["event"], fields.get("id"), data)
+
+
+@dataclass(slots=True)
+class RunningGateway:
+    url: str
+    settings: Settings
+    rooms: Rooms
+    hub: Hub
+    server: Server
+    client: httpx.AsyncClient
+
+    def token(self, identity: str, room: str, **grants: Any) -> str:
+        """A token as an application's back end mints it."""
+        return (
+            api.AccessToken(self.settings.livekit_api_key, self.settings.livekit_api_secret)
+            .with_identity(identity)
+            .with_grants(api.VideoGrants(room_join=True, room=room, **grants))
+            .to_jwt()
+        )
+
+    def bearer(self, identity: str, room: str, **grants: Any) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token(identity, room, **grants)}"}
+
+    async def post(
+        self,
+        room: str,
+        identity: str,
+        content: Any,
+        *,
+        content_type: str = "text/plain",
+        **query: Any,
+    ) -> httpx.Response:
+        return await self.client.post(
+            f"/rooms/{room}/text",
+            params=query,
+            content=content,
+            headers={**self.bearer(identity, room), "Content-Type": content_type},
+        )
+
+    @asynccontextmanager
+    async def upload(
+        self, room: str, identity: str, *headers: str
+    ) -> AsyncIterator["ChunkedUpload"]:
+        """A POST with a chunked body on a bare socket: httpx reads no answer before the body's end."""
+        host, port = self.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        lines = [
+            f"POST /rooms/{room}/text HTTP/1.1",
+            f"Host: {host}:{port}",
+            "Content-Type: text/plain",
+            "Transfer-Encoding: chunked",
+            f"Authorization: Bearer {self.token(identity, room)}",
+            *headers,
+            "",
+            "",
+        ]
+        writer.write("\r\n".join(lines).encode())
+        try:
+            yield ChunkedUpload(reader, writer)
+        finally:
+            writer.close()
+
+    @asynccontextmanager
+    async def events(
+        self,
+        room: str,
+        identity: str,
+        topic: str = "lk.chat",
+        *,
+        last_event_id: str | None = None,
+        token: str | None = None,
+        **query: Any,
+    ) -> AsyncIterator[EventStream]:
+        """An open event stream, past its headers."""
+        headers = {"Authorization": f"Bearer {token or self.token(identity, room)}"}
+        if last_event_id is not None:
+            headers["Last-Event-ID"] = last_event_id
+        path = f"/rooms/{room}/topics/{topic}/events"
+        async with (
+            self.client.stream("GET", path, params=query, headers=headers) as response,
+            aclosing(_lines(response)) as lines,
+        ):
+            yield EventStream(response, lines)
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkedUpload:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    def send(self, piece: bytes) -> None:
+        self.writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+
+    def finish(self) -> None:
+        self.writer.write(b"0\r\n\r\n")
+
+    def break_off(self) -> None:
+        self.writer.close()
+
+    async def answer(self) -> tuple[int, dict[str, Any]]:
+        """The status and the JSON of the answer."""
+        async with asyncio.timeout(DEADLINE):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode().lower()
+            length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+            return int(head.split(" ")[1]), json.loads(await self.reader.readexactly(length))
+
+
+async def _lines(response: httpx.Response) -> AsyncGenerator[str]:
+    # httpx's aiter_lines also splits at U+2028 and others, which do not end a line of an event stream.
+    rest = ""
+    async for piece in response.aiter_text():
+        *lines, rest = (rest + piece).split("\n")
+        for line in lines:
+            yield line + "\n"
+
+
+@asynccontextmanager
+async def running(rooms: Rooms, settings: Settings) -> AsyncIterator[RunningGateway]:
+    """The gateway's own wiring on a free port; drained and stopped at the end."""
+    hub = make_hub(rooms, settings)
+    server = make_server(hub, settings)
+    server.capture_signals = _no_signals  # type: ignore[method-assign]
+    listening = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    # No keep-alive: at the end nothing is left that the server would wait for.
+    limits = httpx.Limits(max_keepalive_connections=0)
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=DEADLINE, limits=limits) as client:
+            yield RunningGateway(url, settings, rooms, hub, server, client)
+    finally:
+        server.should_exit = True
+        async with asyncio.timeout(2 * DEADLINE):
+            await serving
+        await rooms.aclose()
+
+
+@contextlib.contextmanager
+def _no_signals() -> Iterator[None]:
+    yield
