@@ -108,22 +108,32 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         settings.livekit_api_secret,
         max_stream_bytes=settings.max_stream_bytes,
     )
+    server = make_server(make_hub(rooms, settings), settings)
+    # Beside serving, not before it: a server that does not answer would hold up the start, and with
+    # it our answer to SIGTERM, which process 1 of a container otherwise ignores.
+    checking = asyncio.create_task(_check(rooms, server))
     try:
-        await _check(rooms)
         host, port = listening.getsockname()[:2]
         logger.info("Version %s listens on %s port %d.", __version__, host, port)
-        await make_server(make_hub(rooms, settings), settings).serve(sockets=[listening])
+        await server.serve(sockets=[listening])
+        if checking.done():
+            checking.result()
     finally:
+        checking.cancel()
         await rooms.aclose()
     logger.info("Stopped.")
 
 
-async def _check(rooms: LiveKitRooms) -> None:
+async def _check(rooms: LiveKitRooms, server: Server) -> None:
+    """Ends the server where LiveKit refuses our API key: every single join would fail."""
     try:
         await rooms.check()
+    except JoinFailed:
+        server.should_exit = True
+        raise
     except LiveKitUnavailable as error:
         # Not fatal: in a cluster nobody promises that LiveKit is up before us.
-        logger.warning("%s; joins will fail until it can be.", error.detail.capitalize())
+        logger.warning("%s; joins will fail until it can be.", error.detail)
 
 
 def _listen(settings: Settings) -> socket.socket:

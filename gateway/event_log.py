@@ -262,7 +262,8 @@ class EventLog:
         while self._start < len(self._entries) and (
             self._start < overdue
             or len(self._entries) - self._start > self._bounds.events
-            or self._bytes > self._bounds.bytes
+            # The newest stays however large it is: else nobody would ever be handed it.
+            or (self._bytes > self._bounds.bytes and self._start < len(self._entries) - 1)
         ):
             self._drop(self._entries[self._start])
             self._start += 1

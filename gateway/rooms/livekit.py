@@ -75,14 +75,14 @@ class LiveKitRooms(Rooms):
         except api.ServerError as error:
             if error.status in (401, 403):
                 raise JoinFailed(
-                    f"the LiveKit server at {self._url} refuses LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
+                    f"The LiveKit server at {self._url} refuses LIVEKIT_API_KEY and LIVEKIT_API_SECRET"
                 ) from error
             raise LiveKitUnavailable(
-                f"the LiveKit server at {self._url} answers with an error ({error.status})"
+                f"The LiveKit server at {self._url} answers with an error ({error.status})"
             ) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise LiveKitUnavailable(
-                f"the LiveKit server at {self._url} cannot be reached"
+                f"The LiveKit server at {self._url} cannot be reached"
             ) from error
 
     async def join(

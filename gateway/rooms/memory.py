@@ -40,6 +40,10 @@ class MemoryRooms(Rooms):
             joined.register_topic(topic)
         return joined
 
+    def identities(self, room: str) -> set[str]:
+        """Who is in the room, as LiveKit's ListParticipants tells it."""
+        return set(self._rooms[room])
+
     def delete_room(self, room: str) -> None:
         """What LiveKit's DeleteRoom does: everybody is sent away."""
         for joined in list(self._rooms.pop(room, {}).values()):

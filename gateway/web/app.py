@@ -20,6 +20,9 @@ from gateway.web.text import TextEndpoint
 
 logger = logging.getLogger("gateway.access")
 
+PROBES = ("/livez", "/readyz")
+"""Asked every few seconds by every orchestrator; at INFO they would be most of the log."""
+
 
 def make_app(hub: Hub, settings: Settings) -> Starlette:
     verifier = TokenVerifier({settings.livekit_api_key: settings.livekit_api_secret})
@@ -81,4 +84,5 @@ class AccessLog:
         finally:
             path = scope["raw_path"].decode("ascii", "replace")
             took = (time.perf_counter() - started) * 1000
-            logger.info("%s %s %d %.0f ms", scope["method"], path, status, took)
+            level = logging.DEBUG if path in PROBES else logging.INFO
+            logger.log(level, "%s %s %d %.0f ms", scope["method"], path, status, took)

@@ -14,7 +14,7 @@ from tests.running_gateway import EventStream
 async def _text(events: EventStream) -> dict[str, Any]:
     """The next stream folded: its header, its whole text, its end."""
     opened = await events.until("stream.opened")
-    pieces = []
+    pieces: list[str] = []
     while (event := await events.next()).name == "stream.chunk":
         assert event.data["index"] == len(pieces)
         pieces.append(event.data["text"])
@@ -105,7 +105,12 @@ async def test_reply_to_stream_id_is_shown_to_the_receiver(serve: Serve, room: s
 
 
 async def test_the_same_options_in_the_query(serve: Serve, room: str) -> None:
-    query = {"topic": "answers", "to": ["bob", "dave"], "attr.mood": "good", "attr.n": "ü"}
+    query: dict[str, Any] = {
+        "topic": "answers",
+        "to": ["bob", "dave"],
+        "attr.mood": "good",
+        "attr.n": "ü",
+    }
     async with serve() as gateway, gateway.events(room, "bob", "answers") as bob:
         await bob.until("gateway.opened")
         answer = await gateway.post(room, "carol", "yes", **query)

@@ -1,0 +1,330 @@
+"""What every form of the far side promises: the same tests over LiveKit and over its twin."""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from livekit import api
+
+from gateway.errors import JoinFailed, LiveKitUnavailable
+from gateway.events import StreamChunk, StreamClosed, StreamEvent, StreamOpened
+from gateway.rooms.base import Listener, LostReason, Room, Rooms, TextOptions
+from gateway.rooms.livekit import LiveKitRooms
+from gateway.rooms.memory import MemoryRooms
+from gateway.rooms.tokens import mint
+from tools.livekit_server import LiveKitServer
+
+DEADLINE = 5.0
+
+
+@dataclass(slots=True)
+class Participant:
+    """One participant of a room under test, and what its listener heard."""
+
+    room: Room
+    heard: "asyncio.Queue[StreamEvent | LostReason]"
+
+    async def next(self) -> StreamEvent | LostReason:
+        async with asyncio.timeout(DEADLINE):
+            return await self.heard.get()
+
+    async def sees(self, *identities: str) -> None:
+        """LiveKit tells of participants up to 3 s late."""
+        async with asyncio.timeout(DEADLINE):
+            while set(self.room.participants) != set(identities):
+                await asyncio.sleep(0.01)
+
+
+@dataclass(slots=True)
+class FarSide:
+    rooms: Rooms
+    name: str
+    token: Callable[[str], str]
+    remove: Callable[[str], Awaitable[None]]
+    delete: Callable[[], Awaitable[None]]
+    forbid: Callable[[str], Awaitable[None]]
+    joined: list[Room] = field(default_factory=list)
+
+    async def join(self, identity: str, *topics: str) -> Participant:
+        heard: asyncio.Queue[StreamEvent | LostReason] = asyncio.Queue()
+        listener = Listener(heard.put_nowait, heard.put_nowait)
+        room = await self.rooms.join(
+            self.name, identity, self.token(identity), topics or ("t",), listener
+        )
+        self.joined.append(room)
+        return Participant(room, heard)
+
+
+@pytest.fixture(params=["memory", "livekit"])
+async def far_side(request: pytest.FixtureRequest) -> AsyncIterator[FarSide]:
+    name = f"room-{secrets.token_hex(4)}"
+    if request.param == "memory":
+        opened = _memory(name)
+    else:
+        opened = _livekit(name, request.getfixturevalue("livekit"))
+    async with opened as side:
+        yield side
+        for room in side.joined:
+            await room.leave()
+
+
+@asynccontextmanager
+async def _memory(name: str) -> AsyncIterator[FarSide]:
+    rooms = MemoryRooms()
+
+    async def remove(identity: str) -> None:
+        rooms.remove_participant(name, identity)
+
+    async def delete() -> None:
+        rooms.delete_room(name)
+
+    async def forbid(identity: str) -> None:
+        rooms.set_can_publish_data(name, identity, False)
+
+    yield FarSide(rooms, name, lambda identity: "", remove, delete, forbid)
+    await rooms.aclose()
+
+
+@asynccontextmanager
+async def _livekit(name: str, server: LiveKitServer) -> AsyncIterator[FarSide]:
+    rooms = LiveKitRooms(server.url, server.api_key, server.api_secret, max_stream_bytes=1 << 20)
+    admin = api.LiveKitAPI(server.url, server.api_key, server.api_secret)
+
+    async def remove(identity: str) -> None:
+        await admin.room.remove_participant(
+            api.RoomParticipantIdentity(room=name, identity=identity)
+        )
+
+    async def delete() -> None:
+        await admin.room.delete_room(api.DeleteRoomRequest(room=name))
+
+    async def forbid(identity: str) -> None:
+        permission = api.ParticipantPermission(can_subscribe=True, can_publish_data=False)
+        await admin.room.update_participant(
+            api.UpdateParticipantRequest(room=name, identity=identity, permission=permission)
+        )
+
+    def token(identity: str) -> str:
+        return mint(
+            server.api_key,
+            server.api_secret,
+            room=name,
+            identity=identity,
+            hidden=False,
+            ttl=timedelta(minutes=5),
+        )
+
+    yield FarSide(rooms, name, token, remove, delete, forbid)
+    await admin.aclose()
+    await rooms.aclose()
+
+
+async def test_a_whole_text_is_one_stream_at_every_other_participant(far_side: FarSide) -> None:
+    bob, dave, carol = [await far_side.join(name) for name in ("bob", "dave", "carol")]
+    options = TextOptions("t", attributes={"a": "ü"}, reply_to_stream_id="earlier")
+    header = await carol.room.send_text("Grüße", options)
+
+    for receiver in (bob, dave):
+        assert await receiver.next() == StreamOpened(
+            stream_id=header.stream_id,
+            topic="t",
+            participant_identity="carol",
+            timestamp=header.timestamp,
+            size=7,
+            attributes={"a": "ü"},
+            reply_to_stream_id="earlier",
+        )
+        assert await receiver.next() == StreamChunk(header.stream_id, "t", "carol", 0, "Grüße")
+        assert await receiver.next() == StreamClosed(
+            header.stream_id, "t", "carol", True, None, {"a": "ü"}, 7, 1
+        )
+    assert carol.heard.empty()
+
+
+async def test_an_empty_text_has_no_chunks(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    await carol.room.send_text("", TextOptions("t"))
+
+    opened, closed = await bob.next(), await bob.next()
+    assert isinstance(opened, StreamOpened)
+    assert opened.size == 0
+    assert isinstance(closed, StreamClosed)
+    assert (closed.complete, closed.chunks) == (True, 0)
+
+
+async def test_pieces_are_received_as_they_are_written(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    opened = await bob.next()
+    for index, piece in enumerate(("one ", "two ", "three")):
+        await writer.write(piece)
+        assert await bob.next() == StreamChunk(writer.header.stream_id, "t", "carol", index, piece)
+    await writer.close()
+    closed = await bob.next()
+
+    assert isinstance(opened, StreamOpened)
+    assert opened.size is None
+    assert isinstance(closed, StreamClosed)
+    assert (closed.complete, closed.size, closed.chunks) == (True, 13, 3)
+
+
+async def test_an_aborted_stream_ends_incomplete_with_its_reason(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("half")
+    await writer.abort("client_disconnected")
+    await bob.next()
+    await bob.next()
+    closed = await bob.next()
+
+    assert isinstance(closed, StreamClosed)
+    assert (closed.complete, closed.reason) == (False, "client_disconnected")
+
+
+async def test_a_stream_whose_sender_leaves_ends_incomplete(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    await bob.sees("carol")
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("half")
+    await bob.next()
+    await bob.next()
+    await carol.room.leave()
+    far_side.joined.remove(carol.room)
+    closed = await bob.next()
+
+    assert isinstance(closed, StreamClosed)
+    assert (closed.complete, closed.reason) == (False, "sender_disconnected")
+
+
+async def test_our_leaving_ends_the_streams_that_we_were_reading(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("half")
+    await bob.next()
+    await bob.next()
+    await bob.room.leave()
+    far_side.joined.remove(bob.room)
+    closed = bob.heard.get_nowait()
+
+    assert isinstance(closed, StreamClosed)
+    assert (closed.complete, closed.reason) == (False, "disconnected")
+    assert bob.heard.empty()
+
+
+async def test_only_the_addressees_receive(far_side: FarSide) -> None:
+    bob, dave, carol = [await far_side.join(name) for name in ("bob", "dave", "carol")]
+    await carol.room.send_text("for bob", TextOptions("t", ("bob", "nobody")))
+    await carol.room.send_text("for all", TextOptions("t"))
+
+    await bob.next()
+    first = await bob.next()
+    await dave.next()
+    second = await dave.next()
+    assert isinstance(first, StreamChunk)
+    assert isinstance(second, StreamChunk)
+    assert (first.text, second.text) == ("for bob", "for all")
+
+
+async def test_only_registered_topics_are_received(far_side: FarSide) -> None:
+    bob = await far_side.join("bob", "t")
+    carol = await far_side.join("carol")
+    await carol.room.send_text("unheard", TextOptions("later"))
+    await carol.room.send_text("heard", TextOptions("t"))
+    first = [await bob.next() for _ in range(3)][1]
+    bob.room.register_topic("later")
+    bob.room.register_topic("later")
+    await carol.room.send_text("now heard", TextOptions("later"))
+    second = [await bob.next() for _ in range(3)][1]
+
+    assert isinstance(first, StreamChunk)
+    assert isinstance(second, StreamChunk)
+    assert (first.text, second.text) == ("heard", "now heard")
+
+
+async def test_the_others_are_seen_and_oneself_is_not(far_side: FarSide) -> None:
+    bob = await far_side.join("bob")
+    carol = await far_side.join("carol")
+    await bob.sees("carol")
+    await carol.sees("bob")
+    await bob.room.leave()
+    far_side.joined.remove(bob.room)
+    await carol.sees()
+
+
+async def test_joining_as_somebody_who_is_there_takes_his_place(far_side: FarSide) -> None:
+    first = await far_side.join("bob")
+    await far_side.join("bob")
+
+    assert await first.next() is LostReason.DUPLICATE_IDENTITY
+
+
+async def test_being_removed_is_told(far_side: FarSide) -> None:
+    bob = await far_side.join("bob")
+    await far_side.remove("bob")
+
+    assert await bob.next() is LostReason.REMOVED
+
+
+async def test_the_end_of_the_room_is_told_after_that_of_its_streams(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("half")
+    await bob.next()
+    await bob.next()
+    await far_side.delete()
+    closed = await bob.next()
+
+    assert isinstance(closed, StreamClosed)
+    assert closed.complete is False
+    assert await bob.next() is LostReason.ROOM_CLOSED
+
+
+async def test_nothing_can_be_sent_once_the_connection_is_lost(far_side: FarSide) -> None:
+    bob = await far_side.join("bob")
+    await far_side.remove("bob")
+    await bob.next()
+
+    with pytest.raises(LiveKitUnavailable):
+        await bob.room.send_text("lost?", TextOptions("t"))
+    with pytest.raises(LiveKitUnavailable):
+        await bob.room.open_text_stream(TextOptions("t"))
+
+
+async def test_a_permission_taken_away_is_known(far_side: FarSide) -> None:
+    bob = await far_side.join("bob")
+    assert bob.room.can_publish_data
+    await far_side.forbid("bob")
+
+    async with asyncio.timeout(DEADLINE):
+        while bob.room.can_publish_data:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_server_that_is_not_there_is_told_as_such() -> None:
+    rooms = LiveKitRooms("ws://127.0.0.1:1", "devkey", "secret", max_stream_bytes=1)
+    with pytest.raises(LiveKitUnavailable, match="cannot be reached"):
+        await rooms.join("r", "i", "token", (), _DEAF)
+    with pytest.raises(LiveKitUnavailable, match="cannot be reached"):
+        await rooms.check()
+    await rooms.aclose()
+
+
+async def test_a_refused_token_is_told_as_such_and_not_shown(livekit: LiveKitServer) -> None:
+    secret = "not the secret, but one of at least 32 bytes"
+    rooms = LiveKitRooms(livekit.url, "devkey", secret, max_stream_bytes=1)
+    token = mint("devkey", secret, room="r", identity="i", hidden=False, ttl=timedelta(minutes=1))
+    with pytest.raises(JoinFailed) as error:
+        await rooms.join("r", "i", token, (), _DEAF)
+    with pytest.raises(JoinFailed, match="refuses"):
+        await rooms.check()
+    await rooms.aclose()
+
+    assert "refused the token" in error.value.detail
+    assert token not in error.value.detail
+
+
+_DEAF = Listener(lambda event: None, lambda reason: None)

@@ -1,0 +1,177 @@
+"""What is LiveKit's alone: SDK participants at the other end, the announcement, private parts."""
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from livekit import rtc
+
+from gateway.rooms import livekit as livekit_rooms
+from gateway.rooms.native import ObservableRoom, observable_room
+from tests.conftest import Serve
+from tests.running_gateway import DEADLINE, RunningGateway
+
+
+class SdkParticipant:
+    """A participant by LiveKit's own SDK, with the texts that it has read to their end."""
+
+    def __init__(self, topic: str = "lk.chat") -> None:
+        self.room = rtc.Room()
+        self.texts: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.room.register_text_stream_handler(topic, self._on_stream)
+
+    def _on_stream(self, reader: rtc.TextStreamReader, sender: str) -> None:
+        known = sender in self.room.remote_participants
+        task = asyncio.create_task(self._read(reader, sender, known))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _read(self, reader: rtc.TextStreamReader, sender: str, known: bool) -> None:
+        pieces: list[str] = []
+        error = None
+        try:
+            async for piece in reader:
+                pieces.append(piece)  # noqa: PERF401 - what came before an error counts
+        except rtc.StreamError as failure:
+            error = failure.description
+        self.texts.put_nowait(
+            {
+                "sender": sender,
+                "known": known,
+                "text": "".join(pieces),
+                "attributes": reader.info.attributes,
+                "error": error,
+            }
+        )
+
+    async def next(self) -> dict[str, Any]:
+        async with asyncio.timeout(DEADLINE):
+            return await self.texts.get()
+
+    async def join(self, gateway: RunningGateway, room: str, identity: str) -> None:
+        await self.room.connect(gateway.settings.livekit_url, gateway.token(identity, room))
+
+
+async def test_an_sdk_participant_receives_what_is_posted(serve_livekit: Serve, room: str) -> None:
+    sdk = SdkParticipant()
+    async with serve_livekit() as gateway:
+        await sdk.join(gateway, room, "sdk")
+        await gateway.post(room, "carol", "Grüße 👋", **{"attr.a": "ü"})
+        whole = await sdk.next()
+        async with gateway.upload(room, "carol") as upload:
+            upload.send(b"one ")
+            upload.send(b"two")
+            upload.finish()
+            assert (await upload.answer())[0] == 200
+        streamed = await sdk.next()
+        async with gateway.upload(room, "carol") as upload, gateway.events(room, "carol") as carol:
+            upload.send(b"half")
+            await carol.until("stream.chunk")
+            upload.break_off()
+            broken = await sdk.next()
+        await sdk.room.disconnect()
+
+    assert whole == {
+        "sender": "carol",
+        "known": True,
+        "text": "Grüße 👋",
+        "attributes": {"a": "ü"},
+        "error": None,
+    }
+    assert (streamed["text"], streamed["error"]) == ("one two", None)
+    assert (broken["text"], broken["error"]) == (
+        "half",
+        "stream closed abnormally: client_disconnected",
+    )
+
+
+async def test_what_an_sdk_participant_sends_comes_out_as_events(
+    serve_livekit: Serve, room: str
+) -> None:
+    sdk = rtc.Room()
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
+        writer = await sdk.local_participant.stream_text(topic="lk.chat", attributes={"a": "1"})
+        await writer.write("one ")
+        opened = await bob.until("stream.opened")
+        first = await bob.until("stream.chunk")
+        await writer.write("two")
+        await writer.aclose(attributes={"final": "true"})
+        second = await bob.until("stream.chunk")
+        closed = await bob.until("stream.closed")
+        await sdk.local_participant.send_text(
+            "for bob", topic="lk.chat", destination_identities=["bob"]
+        )
+        targeted = await bob.until("stream.chunk")
+        await sdk.disconnect()
+
+    assert opened.data["participant_identity"] == "sdk"
+    assert opened.data["stream_id"] == writer.info.stream_id
+    assert opened.data["attributes"] == {"a": "1"}
+    assert [first.data["text"], second.data["text"]] == ["one ", "two"]
+    assert closed.data["attributes"] == {"a": "1", "final": "true"}
+    assert closed.data["complete"] is True
+    assert targeted.data["text"] == "for bob"
+
+
+async def test_the_sender_is_announced_before_its_first_text(
+    serve_livekit: Serve, room: str
+) -> None:
+    """An agent ignores a text from a participant that it does not know yet."""
+    sdk = SdkParticipant()
+    async with serve_livekit() as gateway:
+        await sdk.join(gateway, room, "sdk")
+        for number in range(10):
+            await gateway.post(room, f"cold-{number}", "the first message")
+            first = await sdk.next()
+            assert first["known"], f"unknown at text {number}"
+        await sdk.room.disconnect()
+
+
+async def test_streams_beyond_the_bound_are_told_as_incomplete(
+    serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(livekit_rooms, "MAX_OPEN_INCOMING", 2)
+    sdk = rtc.Room()
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
+        for _ in range(3):
+            await sdk.local_participant.stream_text(topic="lk.chat")
+        closed = await bob.until("stream.closed")
+        await sdk.disconnect()
+
+    assert (closed.data["complete"], closed.data["reason"]) == (False, "too_many_open_streams")
+
+
+def test_the_installed_sdk_has_the_parts_that_we_override() -> None:
+    assert observable_room() is ObservableRoom
+
+
+def test_without_them_the_stock_room_is_used_with_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class OtherRoom(rtc.Room):
+        def _on_room_event(self, event: Any, more: Any) -> None: ...  # type: ignore[override]
+
+    assert observable_room(OtherRoom) is OtherRoom
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert "_on_room_event" in record.message
+
+
+async def test_with_the_stock_room_texts_still_pass(
+    serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(livekit_rooms, "observable_room", lambda: rtc.Room)
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        await gateway.post(room, "carol", "still here", reply_to_stream_id="x")
+        opened = await bob.until("stream.opened")
+        chunk = await bob.until("stream.chunk")
+
+    assert opened.data["reply_to_stream_id"] is None
+    assert chunk.data["text"] == "still here"

@@ -1,0 +1,256 @@
+"""The log against a plain model of it, and its bounds one by one."""
+
+import json
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from gateway.errors import InvalidParameter
+from gateway.event_log import EventLog, Evicted, LogBounds, Position, parse_position
+from gateway.events import (
+    ClosingReason,
+    GapReason,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+    closing,
+)
+
+
+def _encode(event: StreamEvent, position: str | None) -> bytes:
+    return json.dumps([position, event.type, event.topic, event.stream_id]).encode()
+
+
+def _opened(stream: str, topic: str = "t") -> StreamOpened:
+    return StreamOpened(stream, topic, "bob", 0)
+
+
+def _chunk(stream: str, index: int, topic: str = "t") -> StreamChunk:
+    return StreamChunk(stream, topic, "bob", index, "x")
+
+
+def _closed(stream: str, chunks: int, topic: str = "t") -> StreamClosed:
+    return StreamClosed(stream, topic, "bob", True, None, {}, chunks, chunks)
+
+
+def _log(**bounds: float) -> EventLog:
+    return EventLog(_encode, LogBounds(**bounds))  # type: ignore[arg-type]
+
+
+def _seqs(frames: list[bytes]) -> list[int]:
+    return [int(json.loads(frame)[0].partition("-")[2]) for frame in frames]
+
+
+def test_positions_are_written_and_read() -> None:
+    log = _log()
+    log.append(_opened("a"))
+
+    assert parse_position(str(log.head)) == log.head == Position(log.epoch, 1)
+
+
+@pytest.mark.parametrize("value", ["", "1", "0123456789abcdef-", "0123456789abcdef-1 ", "-1"])
+def test_what_is_not_a_position_is_refused(value: str) -> None:
+    with pytest.raises(InvalidParameter):
+        parse_position(value)
+
+
+def test_two_logs_never_share_an_epoch() -> None:
+    assert len({_log().epoch for _ in range(100)}) == 100
+
+
+def test_the_oldest_go_first_when_there_are_too_many() -> None:
+    log = _log(events=3)
+    for index in range(5):
+        log.append(_chunk("a", index))
+
+    assert _seqs(log.read(2, ["t"]).frames) == [3, 4, 5]
+    with pytest.raises(Evicted):
+        log.read(1, ["t"])
+
+
+def test_the_oldest_go_first_when_they_are_too_large() -> None:
+    log = _log(bytes=3 * len(_encode(_chunk("a", 0), "0123456789abcdef-1")))
+    for index in range(5):
+        log.append(_chunk("a", index))
+
+    assert _seqs(log.read(2, ["t"]).frames) == [3, 4, 5]
+
+
+def test_the_oldest_go_first_when_they_are_too_old() -> None:
+    now = 0.0
+    log = EventLog(_encode, LogBounds(age=10), now=lambda: now)
+    log.append(_opened("a"))
+    now = 5
+    log.append(_chunk("a", 0))
+    now = 12
+    start = log.resume(Position(log.epoch, 0), ["t"])
+
+    assert start.gap is not None
+    assert start.gap.reason is GapReason.EVICTED
+    assert _seqs(log.read(1, ["t"]).frames) == [2]
+
+
+def test_one_event_larger_than_the_bound_is_kept_until_the_next() -> None:
+    log = _log(bytes=1)
+    log.append(_opened("a"))
+    assert _seqs(log.read(0, ["t"]).frames) == [1]
+    log.append(_chunk("a", 0))
+    assert _seqs(log.read(1, ["t"]).frames) == [2]
+
+
+def test_an_open_stream_keeps_its_header_when_its_beginning_is_dropped() -> None:
+    log = _log(events=3)
+    log.append(_opened("a"))
+    for index in range(4):
+        log.append(_chunk("a", index))
+    start = log.replay_open(["t"])
+
+    assert start.gap is not None
+    assert (start.gap.from_, start.gap.to) == (f"{log.epoch}-1", f"{log.epoch}-2")
+    assert [json.loads(frame)[1] for frame in start.replay] == [
+        "stream.opened",
+        "stream.chunk",
+        "stream.chunk",
+        "stream.chunk",
+    ]
+
+
+def test_nothing_is_added_to_a_log_that_has_ended() -> None:
+    log = _log()
+    woken = []
+    log.watch(lambda: woken.append(log.head.seq))
+    log.append(_opened("a"))
+    log.end(closing(ClosingReason.DRAIN))
+    log.end(closing(ClosingReason.REMOVED))
+    log.append(_chunk("a", 0))
+
+    assert log.head.seq == 1
+    assert log.ended == closing(ClosingReason.DRAIN)
+    assert woken == [1, 1]
+
+
+@dataclass
+class _Model:
+    """The log without any cleverness: everything that was ever appended, and where it begins."""
+
+    events: list[StreamEvent] = field(default_factory=list)
+    kept: int = 8
+
+    @property
+    def first(self) -> int:
+        return max(1, len(self.events) - self.kept + 1)
+
+    def open_streams(self) -> dict[str, list[int]]:
+        streams: dict[str, list[int]] = {}
+        for seq, event in enumerate(self.events, 1):
+            if isinstance(event, StreamOpened):
+                streams[event.stream_id] = [seq]
+            elif isinstance(event, StreamClosed):
+                streams.pop(event.stream_id, None)
+            elif event.stream_id in streams:
+                streams[event.stream_id].append(seq)
+        return streams
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.sampled_from("abc"), st.sampled_from(["t", "u"])),
+        st.tuples(st.just("read"), st.integers(0, 2), st.sampled_from(["t", "u", "tu"])),
+        st.tuples(st.just("resume"), st.integers(0, 40), st.sampled_from(["t", "u", "tu"])),
+        st.tuples(st.just("replay"), st.just(0), st.sampled_from(["t", "u", "tu"])),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(steps=STEPS)
+def test_every_reader_sees_exactly_the_log_or_is_told(steps: list[tuple[str, object, str]]) -> None:
+    model = _Model()
+    log = _log(events=model.kept)
+    log.register_topic("t")
+    log.register_topic("u")
+    chunks: dict[str, int] = {}
+    topic_of: dict[str, str] = {}
+    cursors = {0: 0, 1: 0, 2: 0}
+    for kind, what, topics in steps:
+        if kind == "append":
+            event = _next_event(str(what), topics, chunks, topic_of)
+            log.append(event)
+            model.events.append(event)
+        elif kind == "read":
+            assert isinstance(what, int)
+            _check_read(log, model, cursors, what, topics)
+        elif kind == "resume":
+            assert isinstance(what, int)
+            _check_resume(log, model, what, topics)
+        else:
+            _check_replay_open(log, model, topics)
+
+
+def _next_event(
+    stream: str, topic: str, chunks: dict[str, int], topic_of: dict[str, str]
+) -> StreamEvent:
+    """Each stream opens, has two chunks, closes, and opens again."""
+    if stream not in chunks:
+        chunks[stream] = 0
+        topic_of[stream] = topic
+        return _opened(stream, topic)
+    if chunks[stream] < 2:
+        chunks[stream] += 1
+        return _chunk(stream, chunks[stream] - 1, topic_of[stream])
+    return _closed(stream, chunks.pop(stream), topic_of[stream])
+
+
+def _check_read(
+    log: EventLog, model: _Model, cursors: dict[int, int], reader: int, topics: str
+) -> None:
+    seq = cursors[reader]
+    if seq < model.first - 1:
+        with pytest.raises(Evicted):
+            log.read(seq, topics)
+        cursors[reader] = len(model.events)
+        return
+    read = log.read(seq, topics)
+    assert _seqs(read.frames) == [
+        number
+        for number, event in enumerate(model.events, 1)
+        if number > seq and event.topic in topics
+    ]
+    assert read.seq == len(model.events)
+    cursors[reader] = read.seq
+
+
+def _check_resume(log: EventLog, model: _Model, seq: int, topics: str) -> None:
+    start = log.resume(Position(log.epoch, seq), topics)
+    if seq > len(model.events):
+        assert start.gap is not None
+        assert start.gap.reason is GapReason.UNKNOWN
+    elif seq < model.first - 1:
+        assert start.gap is not None
+        assert start.gap.reason is GapReason.EVICTED
+    else:
+        assert start.gap is None
+        assert (start.seq, start.replay) == (seq, [])
+        return
+    assert start.gap.to == str(log.head)
+    assert start.seq == len(model.events)
+    assert len(start.replay) == len(log.replay_open(topics).replay)
+
+
+def _check_replay_open(log: EventLog, model: _Model, topics: str) -> None:
+    start = log.replay_open(topics)
+    expected = []
+    lost = []
+    for seqs in model.open_streams().values():
+        if model.events[seqs[0] - 1].topic in topics:
+            expected += [seqs[0], *(seq for seq in seqs[1:] if seq >= model.first)]
+            lost += [seq for seq in seqs[1:] if seq < model.first]
+    frames = [_encode(model.events[seq - 1], None) for seq in sorted(expected)]
+    assert start.replay == frames
+    assert start.seq == len(model.events)
+    assert (start.gap is not None) == bool(lost)
+    if start.gap is not None:
+        assert start.gap.to == str(Position(log.epoch, max(lost)))

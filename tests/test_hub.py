@@ -1,0 +1,191 @@
+"""Sharing, lingering, leaving: over the in-process twin, where a join can be held up at will."""
+
+import asyncio
+import time
+from collections.abc import Collection
+
+import pytest
+
+from gateway.auth import Caller
+from gateway.errors import Draining, JoinFailed, TooManyConnections
+from gateway.event_log import EventLog, LogBounds
+from gateway.events import StreamChunk, StreamEvent
+from gateway.hub import Connection, Hub
+from gateway.rooms.base import Listener, TextOptions
+from gateway.rooms.memory import MemoryRoom, MemoryRooms
+
+DEADLINE = 5.0
+
+
+class SlowRooms(MemoryRooms):
+    """The twin, whose joins wait for a sign and may be refused."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = asyncio.Event()
+        self.refuse = False
+        self.joins = 0
+
+    async def join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> MemoryRoom:
+        self.joins += 1
+        await self.open.wait()
+        if self.refuse:
+            raise JoinFailed("refused")
+        return await super().join(room, identity, token, topics, listener)
+
+
+def _caller(identity: str = "bob", room: str = "r") -> Caller:
+    return Caller(identity, room, True, True, False, time.time() + 600, "token")
+
+
+def _hub(rooms: MemoryRooms, *, linger: float = 60.0, max_connections: int = 10) -> Hub:
+    return Hub(
+        rooms,
+        lambda: EventLog(_encode, LogBounds()),
+        topics=("t",),
+        linger=linger,
+        max_connections=max_connections,
+    )
+
+
+def _encode(event: StreamEvent, position: str | None) -> bytes:
+    text = f" {event.text}" if isinstance(event, StreamChunk) else ""
+    return f"{event.type}{text}".encode()
+
+
+async def _held(hub: Hub, caller: Caller) -> Connection:
+    async with hub.connection(caller) as connection:
+        return connection
+
+
+async def test_requests_at_once_make_one_join() -> None:
+    rooms = SlowRooms()
+    hub = _hub(rooms)
+    waiting = [asyncio.create_task(_held(hub, _caller())) for _ in range(5)]
+    await asyncio.sleep(0)
+    rooms.open.set()
+    connections = await asyncio.gather(*waiting)
+
+    assert rooms.joins == 1
+    assert len(set(map(id, connections))) == 1
+    await hub.drain()
+
+
+async def test_a_join_goes_on_when_who_asked_first_goes_away() -> None:
+    rooms = SlowRooms()
+    hub = _hub(rooms)
+    first = asyncio.create_task(_held(hub, _caller()))
+    second = asyncio.create_task(_held(hub, _caller()))
+    await asyncio.sleep(0)
+    first.cancel()
+    rooms.open.set()
+    async with asyncio.timeout(DEADLINE):
+        await second
+
+    assert rooms.joins == 1
+    await hub.drain()
+
+
+async def test_a_refused_join_is_told_to_all_and_not_remembered() -> None:
+    rooms = SlowRooms()
+    rooms.refuse = True
+    rooms.open.set()
+    hub = _hub(rooms)
+    results = await asyncio.gather(
+        *(_held(hub, _caller()) for _ in range(2)), return_exceptions=True
+    )
+    rooms.refuse = False
+    connection = await _held(hub, _caller())
+
+    assert [type(result) for result in results] == [JoinFailed, JoinFailed]
+    assert connection.identity == "bob"
+    await hub.drain()
+
+
+async def test_a_connection_lingers_and_is_found_again() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    first = await _held(hub, _caller())
+    second = await _held(hub, _caller())
+
+    assert first is second
+    await hub.drain()
+
+
+async def test_after_its_linger_the_room_is_left_and_the_next_join_begins_a_new_log() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms, linger=0)
+    first = await _held(hub, _caller())
+    ended = asyncio.Event()
+    first.log.watch(ended.set)
+    async with asyncio.timeout(DEADLINE):
+        await ended.wait()
+    second = await _held(hub, _caller())
+
+    assert second is not first
+    assert second.log.epoch != first.log.epoch
+    await hub.drain()
+
+
+async def test_a_lingering_connection_still_hears() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    bob = await _held(hub, _caller())
+    async with hub.connection(_caller("carol")) as carol:
+        sent = await carol.send_text("heard?", TextOptions("t"))
+
+    read = bob.log.read(0, ["t"])
+    assert read.seq == 3
+    assert sent.listeners == 1
+    await hub.drain()
+
+
+async def test_connections_are_bounded() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms, max_connections=1)
+    async with hub.connection(_caller()):
+        with pytest.raises(TooManyConnections):
+            await _held(hub, _caller("carol"))
+    await hub.drain()
+
+
+async def test_while_draining_nothing_is_joined() -> None:
+    hub = _hub(MemoryRooms())
+    await _held(hub, _caller())
+    await hub.drain()
+
+    with pytest.raises(Draining):
+        await _held(hub, _caller())
+
+
+async def test_draining_sees_a_join_under_way_out() -> None:
+    rooms = SlowRooms()
+    hub = _hub(rooms)
+    joining = asyncio.create_task(_held(hub, _caller()))
+    await asyncio.sleep(0)
+    draining = asyncio.create_task(hub.drain())
+    await asyncio.sleep(0)
+    rooms.open.set()
+    async with asyncio.timeout(DEADLINE):
+        await draining
+        await asyncio.wait({joining})
+
+    assert rooms.identities("r") == set()
+
+
+async def test_own_pieces_are_logged_in_the_order_in_which_they_were_taken() -> None:
+    hub = _hub(MemoryRooms())
+    async with hub.connection(_caller()) as connection:
+        stream = await connection.open_stream(TextOptions("t"))
+        await asyncio.gather(*(stream.write(str(number)) for number in range(10)))
+        await stream.close()
+        frames = connection.log.read(0, ["t"]).frames
+
+    assert frames == [
+        b"stream.opened",
+        *(b"stream.chunk %d" % number for number in range(10)),
+        b"stream.closed",
+    ]
+    await hub.drain()
