@@ -131,6 +131,24 @@ async def test_the_sender_is_announced_before_its_first_text(
         await sdk.room.disconnect()
 
 
+async def test_after_its_linger_a_participant_leaves_as_one_who_may_come_back(
+    serve_livekit: Serve, room: str
+) -> None:
+    """USER_UNAVAILABLE: agents keep their session. CLIENT_INITIATED would close it."""
+    sdk = rtc.Room()
+    left: asyncio.Queue[rtc.RemoteParticipant] = asyncio.Queue()
+    sdk.on("participant_disconnected", left.put_nowait)
+    async with serve_livekit(linger=0) as gateway:
+        await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
+        await gateway.post(room, "carol", "hi")
+        async with asyncio.timeout(DEADLINE):
+            carol = await left.get()
+        await sdk.disconnect()
+
+    assert carol.identity == "carol"
+    assert carol.disconnect_reason == rtc.DisconnectReason.USER_UNAVAILABLE
+
+
 async def test_streams_beyond_the_bound_are_told_as_incomplete(
     serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

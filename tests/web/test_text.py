@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Serve
-from tests.running_gateway import EventStream
+from tests.running_gateway import EventStream, RunningGateway
 
 
 async def _text(events: EventStream) -> dict[str, Any]:
@@ -389,7 +389,7 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         415,
         "unsupported_media_type",
     ),
-    "whole text over the limit": ({"content": b"x" * 1025}, 413, "body_too_large"),
+    "whole text over the limit": ({"content": b"x" * (1024 * 1024 + 1)}, 413, "body_too_large"),
     "not JSON": ({"json": "{"}, 400, "invalid_parameter"),
     "nested beyond reason": ({"json": "[" * 1000}, 400, "invalid_parameter"),
     "not an object": ({"json": '["text"]'}, 400, "invalid_parameter"),
@@ -426,30 +426,43 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
 async def test_bad_input_gets_a_clear_problem_and_nothing_is_sent(
     serve_memory: Serve, room: str, case: str
 ) -> None:
-    request, status, code = BAD[case]
-    async with (
-        serve_memory(max_text_bytes=1024 if "over the limit" in case else 1024 * 1024) as gateway,
-        gateway.events(room, "bob") as bob,
-    ):
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
-        is_json = "json" in request
-        content_type = request.get("type", "application/json" if is_json else "text/plain")
-        headers = {**gateway.bearer("carol", room), **request.get("headers", {})}
-        if content_type:
-            headers["Content-Type"] = content_type
-        answer = await gateway.client.post(
-            f"/rooms/{request.get('room', room)}/text{request.get('query', '')}",
-            content=request.get("json", request.get("content", b"text")),
-            headers=headers,
-        )
+        await _refuses(gateway, room, case)
         await gateway.post(room, "dave", "the next one")
-        next_heard = await _text(bob)
 
-    assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert (await _text(bob))["text"] == "the next one"
+
+
+async def test_nothing_of_any_bad_input_reaches_a_real_room(
+    serve_livekit: Serve, room: str
+) -> None:
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        for case in BAD:
+            await _refuses(gateway, room, case)
+        await gateway.post(room, "dave", "the next one")
+
+        assert (await _text(bob))["text"] == "the next one"
+
+
+async def _refuses(gateway: RunningGateway, room: str, case: str) -> None:
+    request, status, code = BAD[case]
+    headers = {**gateway.bearer("carol", room), **request.get("headers", {})}
+    if content_type := request.get(
+        "type", "application/json" if "json" in request else "text/plain"
+    ):
+        headers["Content-Type"] = content_type
+    answer = await gateway.client.post(
+        f"/rooms/{request.get('room', room)}/text{request.get('query', '')}",
+        content=request.get("json", request.get("content", b"text")),
+        headers=headers,
+    )
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code), case
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["status"] == status
     assert answer.json()["detail"]
-    assert next_heard["text"] == "the next one"
 
 
 async def test_curl_d_is_told_how_to_send_text(serve_memory: Serve, room: str) -> None:
