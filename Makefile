@@ -10,7 +10,7 @@ SOURCES := $(wildcard gateway tests tools benchmarks)
 TEST_PROGRAMS := chromium nginx redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-deps check format lock clean
+.PHONY: help install run test test-deps check format bench lock clean
 
 help:       ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
@@ -47,6 +47,9 @@ check: install  ## formatting, lint and types
 format: install  ## format the code, and fix what the linter can fix
 	$(VENV)/bin/ruff check --fix-only --quiet
 	$(VENV)/bin/ruff format
+
+bench: install  ## measure latency and rate against a real LiveKit server (about 2 minutes)
+	@$(VENV)/bin/python -m benchmarks.way_through $(ARGS)
 
 lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt

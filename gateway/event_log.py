@@ -258,6 +258,12 @@ class EventLog:
 
     def _evict(self) -> None:
         oldest = self._now() - self._bounds.age
+        if (
+            len(self._entries) - self._start <= self._bounds.events
+            and self._bytes <= self._bounds.bytes
+            and (self._start == len(self._entries) or self._entries[self._start].time > oldest)
+        ):
+            return
         overdue = bisect_right(self._entries, oldest, lo=self._start, key=lambda entry: entry.time)
         while self._start < len(self._entries) and (
             self._start < overdue

@@ -10,7 +10,7 @@ those themselves.
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ StreamEvent = StreamOpened | StreamChunk | StreamClosed
 
 @dataclass(frozen=True, slots=True)
 class GatewayOpened:
-    """The first event of every event stream."""
+    """The first event of an event stream; one that is only told to come later gets GatewayClosing alone."""
 
     type: ClassVar[str] = "gateway.opened"
 
@@ -153,8 +153,15 @@ def closing(reason: ClosingReason) -> GatewayClosing:
 Event = StreamEvent | GatewayOpened | GatewayGap | GatewayClosing
 
 
+_MEMBERS = {
+    kind: tuple((field.name, field.name.removesuffix("_")) for field in fields(kind))
+    for kind in get_args(Event)
+}
+
+
 def members(event: Event) -> dict[str, Any]:
     """The members of the event's JSON object, `type` first."""
-    return {"type": event.type} | {
-        field.name.removesuffix("_"): getattr(event, field.name) for field in fields(event)
-    }
+    made: dict[str, Any] = {"type": event.type}
+    for attribute, name in _MEMBERS[type(event)]:
+        made[name] = getattr(event, attribute)
+    return made

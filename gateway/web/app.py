@@ -14,7 +14,15 @@ from gateway.hub import Hub
 from gateway.settings import Settings
 from gateway.web import problems
 from gateway.web.event_stream import EventStreamEndpoint
-from gateway.web.operations import ReadinessEndpoint, livez, openapi, page_file
+from gateway.web.operations import (
+    NO_STORE,
+    OPENAPI,
+    PAGE,
+    PAGE_HEADERS,
+    ReadinessEndpoint,
+    file_endpoint,
+    livez,
+)
 from gateway.web.parameters import RawPath
 from gateway.web.text import TextEndpoint
 
@@ -29,10 +37,14 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
     text = TextEndpoint(hub, verifier, settings)
     events = EventStreamEndpoint(hub, verifier, settings)
     readiness = ReadinessEndpoint(hub)
+    openapi = file_endpoint(OPENAPI, "application/yaml", NO_STORE)
     page = [
-        Route("/", page_file("index.html", "text/html")),
-        Route("/page.css", page_file("page.css", "text/css")),
-        Route("/page.js", page_file("page.js", "text/javascript")),
+        Route(path, file_endpoint(PAGE / name, media_type, PAGE_HEADERS))
+        for path, name, media_type in (
+            ("/", "index.html", "text/html"),
+            ("/page.css", "page.css", "text/css"),
+            ("/page.js", "page.js", "text/javascript"),
+        )
     ]
     app = Starlette(
         routes=[
@@ -71,7 +83,7 @@ class AccessLog:
             await self._app(scope, receive, send)
             return
         started = time.perf_counter()
-        status = 0
+        status = 500  # what an error that is still on its way out from here is answered with
 
         async def watched(message: Message) -> None:
             nonlocal status

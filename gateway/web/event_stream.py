@@ -57,10 +57,11 @@ class EventStreamEndpoint:
         replay = _replay(query)
         last = _last_event_id(request, query)
         if request.method == "HEAD":
-            return _no_body()
+            # sse-starlette answers the headers and never begins the body.
+            return EventSourceResponse(_nothing(), headers=HEADERS)
         if last is not None and self._hub.ended_for_good(caller, last):
             # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
-            return Response(status_code=204)
+            return Response(status_code=204, headers=HEADERS)
         async with AsyncExitStack() as stack:
             try:
                 connection = await self._enter(stack, caller)
@@ -218,8 +219,9 @@ def _start(log: EventLog, topic: str, replay: Replay, last: Position | None) -> 
             return log.replay_all(topics)
 
 
-def _no_body() -> Response:
-    return Response(headers=HEADERS, media_type="text/event-stream")
+async def _nothing() -> AsyncGenerator[bytes]:
+    return
+    yield
 
 
 def _come_back_later(error: Unavailable) -> Response:

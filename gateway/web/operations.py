@@ -1,16 +1,20 @@
 """What operators and newcomers ask for: probes, the contract, the page."""
 
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from gateway.errors import Draining
 from gateway.hub import Hub
 
 PAGE = Path(__file__).with_name("page")
 
-OPENAPI = Path(__file__).parents[2] / "openapi.yaml"
+OPENAPI = Path(__file__).with_name("openapi.yaml")
+"""A link to the one at top level, so that an installed package has it too."""
+
+NO_STORE = {"Cache-Control": "no-store"}
 
 PAGE_HEADERS = {
     "Cache-Control": "no-cache",
@@ -24,7 +28,7 @@ PAGE_HEADERS = {
 
 async def livez(request: Request) -> Response:
     """The process answers."""
-    return PlainTextResponse("ok\n", headers={"Cache-Control": "no-store"})
+    return PlainTextResponse("ok\n", headers=NO_STORE)
 
 
 class ReadinessEndpoint:
@@ -36,15 +40,16 @@ class ReadinessEndpoint:
         are open stay, and another replica would be no better off."""
         if self._hub.draining:
             raise Draining("The gateway is going away; send clients elsewhere.")
-        return JSONResponse({"status": "ready"}, headers={"Cache-Control": "no-store"})
+        return JSONResponse({"status": "ready"}, headers=NO_STORE)
 
 
-async def openapi(request: Request) -> Response:
-    return FileResponse(OPENAPI, media_type="application/yaml")
+def file_endpoint(
+    path: Path, media_type: str, headers: Mapping[str, str]
+) -> Callable[[Request], Awaitable[Response]]:
+    """Answers with the file as it is now, at the start."""
+    content = path.read_bytes()
 
-
-def page_file(name: str, media_type: str):  # type: ignore[no-untyped-def]
     async def get(request: Request) -> Response:
-        return FileResponse(PAGE / name, media_type=media_type, headers=PAGE_HEADERS)
+        return Response(content, headers=headers, media_type=media_type)
 
     return get

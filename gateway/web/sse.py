@@ -16,10 +16,17 @@ OPENING = ServerSentEvent(comment="livekit gateway", retry=RETRY, sep=LINE_END).
 """Sent with the headers: a proxy that waits for a first byte passes both on at once."""
 
 
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
 def encode(event: Event, position: str | None = None) -> bytes:
-    """One event as one block. Without a position it leaves the client's last event id alone."""
-    data = json.dumps(members(event), ensure_ascii=False, separators=(",", ":"))
-    return ServerSentEvent(data, event=event.type, id=position, sep=LINE_END).encode()
+    """One event as one block. Without a position it leaves the client's last event id alone.
+
+    Written out here, where sse-starlette would split and check every field once more: neither
+    names, positions nor JSON, which escapes CR and LF, contain a line end.
+    """
+    block = f"event: {event.type}\ndata: {_json(members(event))}\n\n"
+    return (block if position is None else f"id: {position}\n{block}").encode()
 
 
 def cursor(position: str) -> bytes:

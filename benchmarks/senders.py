@@ -1,0 +1,135 @@
+"""Both ways for a text into a room: by POST to the gateway, and by the SDK alone."""
+
+import asyncio
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from livekit import rtc
+
+from benchmarks.http_client import KeptConnection
+from benchmarks.texts import stamped
+
+TOPIC = "bench"
+
+POLL_SECONDS = 0.05
+"""Between two looks whether the receiver is known; LiveKit tells of it up to 3 s late."""
+
+Write = Callable[[str], Awaitable[None]]
+
+
+class Sender(ABC):
+    @abstractmethod
+    async def open_lanes(self, count: int) -> None:
+        """Makes ready to have so many texts in flight at once."""
+
+    @abstractmethod
+    async def is_heard(self) -> bool:
+        """Whether a receiver is known to be there."""
+
+    @abstractmethod
+    async def send(self, text: str, lane: int) -> None:
+        """One whole text; returns when it is accepted."""
+
+    @abstractmethod
+    def streaming(self) -> AbstractAsyncContextManager[Write]:
+        """One streamed text, ended with the context."""
+
+    @abstractmethod
+    async def close(self) -> None: ...
+
+
+class HttpSender(Sender):
+    def __init__(self, port: int, path: str, token: str) -> None:
+        self._target = (port, path, token)
+        self._lanes: list[KeptConnection] = []
+
+    async def open_lanes(self, count: int) -> None:
+        while len(self._lanes) < count:
+            self._lanes.append(await KeptConnection.open(*self._target))
+
+    async def is_heard(self) -> bool:
+        return bool(json.loads(await self._lanes[0].post("."))["listeners"])
+
+    async def send(self, text: str, lane: int) -> None:
+        await self._lanes[lane].post(text)
+
+    @asynccontextmanager
+    async def streaming(self) -> AsyncIterator[Write]:
+        connection = self._lanes[0]
+
+        async def write(text: str) -> None:
+            connection.piece(text)
+
+        connection.begin()
+        yield write
+        await connection.end()
+
+    async def close(self) -> None:
+        for lane in self._lanes:
+            lane.close()
+
+
+class SdkSender(Sender):
+    def __init__(self, room: rtc.Room) -> None:
+        self._room = room
+
+    async def open_lanes(self, count: int) -> None:
+        """Calls need no preparation."""
+
+    async def is_heard(self) -> bool:
+        return bool(self._room.remote_participants)
+
+    async def send(self, text: str, lane: int) -> None:
+        await self._room.local_participant.send_text(text, topic=TOPIC)
+
+    @asynccontextmanager
+    async def streaming(self) -> AsyncIterator[Write]:
+        writer = await self._room.local_participant.stream_text(topic=TOPIC)
+        yield writer.write
+        await writer.aclose()
+
+    async def close(self) -> None:
+        await self._room.disconnect()
+
+
+async def until_heard(sender: Sender, lanes: int) -> None:
+    await sender.open_lanes(lanes)
+    while not await sender.is_heard():
+        await asyncio.sleep(POLL_SECONDS)
+
+
+async def one_by_one(sender: Sender, count: int, pause: float) -> float:
+    """Sends `count` texts, each `pause` seconds after the last was accepted; how long it took."""
+    started = time.monotonic()
+    for number in range(count):
+        await sender.send(stamped(number), 0)
+        await asyncio.sleep(pause)
+    return time.monotonic() - started
+
+
+async def at_once(sender: Sender, count: int, lanes: int) -> float:
+    """Sends `count` texts, always `lanes` of them in flight; how long it took."""
+    numbers = iter(range(count))
+
+    async def run(lane: int) -> None:
+        for number in numbers:
+            await sender.send(stamped(number), lane)
+
+    started = time.monotonic()
+    async with asyncio.TaskGroup() as group:
+        for lane in range(lanes):
+            group.create_task(run(lane))
+    return time.monotonic() - started
+
+
+async def piecewise(sender: Sender, count: int, interval: float) -> float:
+    """Streams one text of `count` pieces, one every `interval` seconds; how long it took."""
+    started = time.monotonic()
+    async with sender.streaming() as write:
+        for number in range(count):
+            await asyncio.sleep(max(0.0, started + number * interval - time.monotonic()))
+            await write(stamped(number))
+    return time.monotonic() - started

@@ -1,0 +1,164 @@
+"""What the benchmark runs on: a LiveKit server, a gateway, and worker processes; all of them ours."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from benchmarks.worker import Place
+from gateway.rooms.tokens import mint
+from tools.child_process import ChildProcess, http_status, last_lines
+from tools.livekit_server import find_livekit_server, start_livekit_server
+
+READY_SECONDS = 20.0
+"""The gateway is ready within two."""
+
+STOP_SECONDS = 10.0
+"""Twice what the gateway gives its event streams to end by themselves."""
+
+ANSWER_SECONDS = 30.0
+"""No round takes half of it: a worker that is silent for so long has failed."""
+
+ANSWER_BYTES = 1024 * 1024
+"""A round's figures are one line of some 20 kB."""
+
+TOKEN_TTL = timedelta(hours=1)
+
+
+def report(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    livekit_url: str
+    api_key: str
+    api_secret: str
+    gateway_port: int
+    pids: dict[str, int]
+    """Of the LiveKit server and of the gateway."""
+
+    def place(self, room: str, identity: str) -> Place:
+        token = mint(
+            self.api_key,
+            self.api_secret,
+            room=room,
+            identity=identity,
+            hidden=False,
+            ttl=TOKEN_TTL,
+        )
+        return Place(self.livekit_url, self.gateway_port, room, token)
+
+
+@contextmanager
+def staged() -> Iterator[Stage]:
+    """A LiveKit server and a gateway on free ports, ended with the context."""
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        log = Path(folder, "livekit-server.log")
+        binary = find_livekit_server(report)
+        with start_livekit_server(binary, report=report, log=log, port=0) as livekit:
+            port = _free_port()
+            environment = {
+                # With its defaults, whatever this shell has set for another gateway.
+                **{name: os.environ[name] for name in os.environ if "GATEWAY" not in name},
+                "LIVEKIT_URL": livekit.url,
+                "LIVEKIT_API_KEY": livekit.api_key,
+                "LIVEKIT_API_SECRET": livekit.api_secret,
+                "GATEWAY_PORT": str(port),
+            }
+            with _gateway(environment, port, Path(folder, "gateway.log")) as gateway:
+                pids = {"gateway": gateway.pid, "livekit-server": livekit.pid}
+                yield Stage(livekit.url, livekit.api_key, livekit.api_secret, port, pids)
+
+
+@contextmanager
+def _gateway(environment: dict[str, str], port: int, log: Path) -> Iterator[ChildProcess]:
+    with log.open("wb") as output:
+        command = [sys.executable, "-m", "gateway"]
+        child = ChildProcess(command, env=environment, output=output)
+    try:
+        child.wait_until(
+            lambda: http_status("127.0.0.1", port, "/readyz") == 200, within=READY_SECONDS
+        )
+        yield child
+    except BaseException:
+        report(f"The end of the gateway's log:\n{last_lines(log)}")
+        raise
+    finally:
+        child.stop(within=STOP_SECONDS)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+        return port
+
+
+class WorkerFailed(Exception):
+    """A worker ended or said nothing; what it had to say is on standard error."""
+
+
+class Worker:
+    def __init__(self, role: str, process: asyncio.subprocess.Process) -> None:
+        self._role = role
+        self._process = process
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    async def do(self, command: str, *arguments: float) -> Any:
+        return await self._ask(json.dumps([command, arguments]))
+
+    async def go(self, place: Place) -> None:
+        await self._ask(place.to_json())
+
+    async def _ask(self, line: str) -> Any:
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin is not None
+        assert stdout is not None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                stdin.write(line.encode() + b"\n")
+                if answer := await stdout.readline():
+                    return json.loads(answer)
+        raise WorkerFailed(f"The worker {self._role} gave no answer to {line[:80]}.")
+
+
+@asynccontextmanager
+async def working(role: str, place: Place) -> AsyncIterator[Worker]:
+    """A worker process in that role, ended with the context."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "benchmarks.worker", role),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=ANSWER_BYTES,
+        # A terminal's Ctrl-C is for us alone; the worker ends with its input.
+        start_new_session=True,
+    )
+    try:
+        worker = Worker(role, process)
+        await worker.go(place)
+        yield worker
+    finally:
+        await _end(process)
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """The end of its input is what a worker ends with; one that does not is killed."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        async with asyncio.timeout(STOP_SECONDS):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()

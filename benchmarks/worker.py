@@ -1,0 +1,130 @@
+"""A process of the benchmark, with one role: `python -m benchmarks.worker ROLE`.
+
+It is told what to do by lines of JSON on its standard input, answers each with one on its standard
+output, and ends with its input, so that it never outlives whoever started it. The first line says
+where to go.
+"""
+
+import asyncio
+import contextlib
+import json
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import uvloop
+from livekit import rtc
+
+from benchmarks.receivers import Receiver, listen, subscribe
+from benchmarks.senders import (
+    TOPIC,
+    HttpSender,
+    SdkSender,
+    Sender,
+    at_once,
+    one_by_one,
+    piecewise,
+    until_heard,
+)
+
+Command = Callable[..., Awaitable[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker goes."""
+
+    livekit_url: str
+    gateway_port: int
+    room: str
+    token: str
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@contextlib.asynccontextmanager
+async def http_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    sender = HttpSender(place.gateway_port, f"/rooms/{place.room}/text?topic={TOPIC}", place.token)
+    try:
+        yield _sender_commands(sender)
+    finally:
+        await sender.close()
+
+
+@contextlib.asynccontextmanager
+async def sdk_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    sender = SdkSender(await _joined(place, rtc.Room()))
+    try:
+        yield _sender_commands(sender)
+    finally:
+        await sender.close()
+
+
+@contextlib.asynccontextmanager
+async def http_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    receiver = Receiver()
+    path = f"/rooms/{place.room}/topics/{TOPIC}/events"
+    following = await subscribe(receiver, place.gateway_port, path, place.token)
+    try:
+        yield {"take": receiver.take}
+    finally:
+        following.cancel()
+
+
+@contextlib.asynccontextmanager
+async def sdk_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    receiver = Receiver()
+    room = rtc.Room()
+    listen(receiver, room)
+    await _joined(place, room)
+    try:
+        yield {"take": receiver.take}
+    finally:
+        await room.disconnect()
+
+
+ROLES = {
+    "http_sender": http_sender,
+    "sdk_sender": sdk_sender,
+    "http_receiver": http_receiver,
+    "sdk_receiver": sdk_receiver,
+}
+
+
+def _sender_commands(sender: Sender) -> Mapping[str, Command]:
+    commands = (until_heard, one_by_one, at_once, piecewise)
+    return {command.__name__: partial(command, sender) for command in commands}
+
+
+async def _joined(place: Place, room: rtc.Room) -> rtc.Room:
+    await room.connect(place.livekit_url, place.token, rtc.RoomOptions(auto_subscribe=False))
+    return room
+
+
+async def work(role: str) -> None:
+    lines = await _input_lines()
+    place = Place(**json.loads(await lines.readline()))
+    async with ROLES[role](place) as commands:
+        _answer(None)
+        while line := await lines.readline():
+            name, arguments = json.loads(line)
+            _answer(await commands[name](*arguments))
+
+
+async def _input_lines() -> asyncio.StreamReader:
+    lines = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
+    return lines
+
+
+def _answer(value: object) -> None:
+    print(json.dumps(value), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(work(sys.argv[1]))
