@@ -14,7 +14,7 @@ from typing import Any
 
 import jwt
 
-from gateway.errors import MissingGrant, RoomMismatch, TokenInvalid, TokenNotStandard
+from gateway.errors import MissingGrant, RoomMismatch, TokenExpired, TokenInvalid, TokenNotStandard
 
 LEEWAY = 60
 """Seconds of clock difference that are forgiven; livekit-server's own figure."""
@@ -44,7 +44,7 @@ class Caller:
 
     def require_room(self, room: str) -> None:
         if room != self.room:
-            raise RoomMismatch("The token is for another room than the one in the path.")
+            raise RoomMismatch(f"The token is for room {self.room!r}, the path says {room!r}.")
 
     def require_can_publish_data(self) -> None:
         if self.hidden:
@@ -69,7 +69,7 @@ class TokenVerifier:
         self._verified: OrderedDict[str, Caller] = OrderedDict()
 
     def verify(self, token: str) -> Caller:
-        """The caller, or TokenInvalid, TokenNotStandard, MissingGrant with what is wrong."""
+        """The caller, or TokenInvalid, TokenExpired, TokenNotStandard, MissingGrant with what is wrong."""
         caller = self._verified.get(token)
         if caller is None:
             caller = _caller(token, self._claims(token))
@@ -78,7 +78,7 @@ class TokenVerifier:
                 self._verified.popitem(last=False)
         if self._now() >= caller.expires_at:
             self._verified.pop(token, None)
-            raise TokenInvalid("The token has expired; get a new one from your back end.")
+            raise TokenExpired("The token has expired; get a new one from your back end.")
         return caller
 
     def _claims(self, token: str) -> dict[str, Any]:

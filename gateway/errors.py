@@ -10,7 +10,8 @@ GatewayError
 │   └── BodyIdle                the sender stopped sending in the middle of its body
 ├── Unauthenticated             who is calling is not proved
 │   ├── TokenMissing
-│   └── TokenInvalid
+│   ├── TokenInvalid
+│   └── TokenExpired            it was good; a new one is needed
 ├── Forbidden                   it is proved, and that is not enough
 │   ├── RoomMismatch            the token is for another room
 │   ├── MissingGrant            the token lacks a grant
@@ -18,9 +19,11 @@ GatewayError
 │   ├── TokenNotStandard        a token of an agent, a recorder, an ingress...
 │   └── TopicReserved           a topic below `lk.` that is not for callers
 └── Unavailable                 right, but not now; trying again may help
+    ├── Starting                this process has not found out yet whether LiveKit takes its key
     ├── Draining                this process is going away
     ├── TooManyConnections      the process has as many LiveKit connections as it takes
     ├── TooManyEventStreams     the process has as many event streams as it takes
+    ├── TooManyTopics           the participant receives as many topics as we let it
     ├── JoinFailed              LiveKit did not let us into the room
     └── LiveKitUnavailable      LiveKit did not take what we had for it
 
@@ -79,6 +82,10 @@ class TokenInvalid(Unauthenticated):
     code = "token_invalid"
 
 
+class TokenExpired(Unauthenticated):
+    code = "token_expired"
+
+
 class Forbidden(GatewayError):
     code = "forbidden"
 
@@ -110,6 +117,10 @@ class Unavailable(GatewayError):
     """Seconds after which trying again makes sense."""
 
 
+class Starting(Unavailable):
+    code = "starting"
+
+
 class Draining(Unavailable):
     code = "draining"
 
@@ -121,6 +132,11 @@ class TooManyConnections(Unavailable):
 
 class TooManyEventStreams(Unavailable):
     code = "too_many_event_streams"
+    retry_after = 30
+
+
+class TooManyTopics(Unavailable):
+    code = "too_many_topics"
     retry_after = 30
 
 

@@ -72,7 +72,9 @@ class LogBounds:
 class Entry(NamedTuple):
     seq: int
     time: float
-    event: StreamEvent
+    topic: str
+    """Empty for an entry that nobody is shown."""
+    event: StreamEvent | None
     frame: bytes
 
 
@@ -87,8 +89,8 @@ class Start(NamedTuple):
 
     gap: GatewayGap | None
     seq: int
-    replay: list[bytes]
-    """Frames without ids, to be sent before following from `seq`."""
+    replay: list[StreamEvent]
+    """To be sent, without ids, before following from `seq`."""
 
 
 class Evicted(Exception):
@@ -105,8 +107,14 @@ class _OpenStream:
 
 class EventLog:
     def __init__(
-        self, encode: Encode, bounds: LogBounds, *, now: Callable[[], float] = time.monotonic
+        self,
+        encode: Encode,
+        bounds: LogBounds,
+        topics: Collection[str] = (),
+        *,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
+        """`topics` are received from the log's beginning."""
         self.epoch = secrets.token_hex(EPOCH_BYTES)
         self.ended: GatewayClosing | None = None
         """Set when nothing more will be appended; subscribers leave with it."""
@@ -119,7 +127,7 @@ class EventLog:
         self._start = 0
         self._head = 0
         self._bytes = 0
-        self._registered: dict[str, int] = {}
+        self._registered = dict.fromkeys(topics, 0)
         self._open: dict[tuple[str, str], _OpenStream] = {}
         self._watchers: set[Callable[[], None]] = set()
 
@@ -134,13 +142,9 @@ class EventLog:
             return
         seq = self._head + 1
         frame = self._encode(event, str(Position(self.epoch, seq)))
-        entry = Entry(seq, self._now(), event, frame)
-        self._head = seq
-        self._entries.append(entry)
-        self._bytes += len(frame)
-        self._track_open(entry)
-        self._evict()
-        self._wake()
+        entry = Entry(seq, self._now(), event.topic, event, frame)
+        self._track_open(entry, event)
+        self._add(entry)
 
     def end(self, event: GatewayClosing) -> None:
         """Ends the log: subscribers read what is left, are told, and leave."""
@@ -148,9 +152,22 @@ class EventLog:
             self.ended = event
             self._wake()
 
+    def is_registered(self, topic: str) -> bool:
+        return topic in self._registered
+
+    @property
+    def registered_topics(self) -> int:
+        return len(self._registered)
+
     def register_topic(self, topic: str) -> None:
-        """From now on the topic is received. A resume from before cannot be proved whole."""
-        self._registered.setdefault(topic, self._head)
+        """From now on the topic is received; a resume from before cannot be proved whole.
+
+        Takes a sequence number, which nobody is shown, so that before and after are told apart even
+        where nothing else happens in between.
+        """
+        if topic not in self._registered:
+            self._registered[topic] = self._head + 1
+            self._add(Entry(self._head + 1, self._now(), "", None, b""))
 
     def watch(self, wake: Callable[[], None]) -> None:
         """Calls `wake` after every append, and at the end, until `unwatch`."""
@@ -162,8 +179,8 @@ class EventLog:
     def resume(self, last: Position, topics: Collection[str]) -> Start:
         """Goes on after `last`, or says from where to where something may be missing.
 
-        After a gap the subscriber stands at the head, with the streams that are open replayed: it
-        can fold every stream that it sees from its beginning.
+        After a gap the subscriber stands at the head, with what is kept of the streams that are
+        open replayed; the gap covers whatever of them is not.
         """
         reason = self._lost_since(last, topics)
         if reason is None:
@@ -176,8 +193,11 @@ class EventLog:
 
     def replay_open(self, topics: Collection[str]) -> Start:
         """The events of streams that are still open, so that nobody reads one from its middle."""
-        streams = [stream for stream in self._open.values() if stream.opened.event.topic in topics]
-        entries = sorted(entry for stream in streams for entry in (stream.opened, *stream.chunks))
+        streams = [stream for stream in self._open.values() if stream.opened.topic in topics]
+        entries = sorted(
+            (entry for stream in streams for entry in (stream.opened, *stream.chunks)),
+            key=lambda entry: entry.seq,
+        )
         gap = None
         if cut := [stream for stream in streams if stream.evicted_to]:
             gap = GatewayGap(
@@ -185,7 +205,7 @@ class EventLog:
                 str(Position(self.epoch, min(stream.opened.seq for stream in cut))),
                 str(Position(self.epoch, max(stream.evicted_to for stream in cut))),
             )
-        return Start(gap, self._head, [self._encode(entry.event, None) for entry in entries])
+        return Start(gap, self._head, _events(entries))
 
     def replay_all(self, topics: Collection[str]) -> Start:
         """Everything that is kept. Streams whose beginning was dropped are told as a gap."""
@@ -201,12 +221,10 @@ class EventLog:
         pinned = [
             stream.opened
             for stream in self._open.values()
-            if stream.opened.seq < first and stream.opened.event.topic in topics
+            if stream.opened.seq < first and stream.opened.topic in topics
         ]
-        kept = [entry for entry in self._kept(first) if entry.event.topic in topics]
-        return Start(
-            gap, self._head, [self._encode(entry.event, None) for entry in (*pinned, *kept)]
-        )
+        kept = [entry for entry in self._kept(first) if entry.topic in topics]
+        return Start(gap, self._head, _events([*pinned, *kept]))
 
     def read(self, seq: int, topics: Collection[str]) -> Read:
         """What came after `seq` on the topics, up to READ_BYTES.
@@ -219,7 +237,7 @@ class EventLog:
         size = 0
         for entry in self._kept(seq + 1):
             seq = entry.seq
-            if entry.event.topic in topics:
+            if entry.topic in topics:
                 frames.append(entry.frame)
                 size += len(entry.frame)
                 if size >= READ_BYTES:
@@ -246,8 +264,14 @@ class EventLog:
         for index in range(self._start + seq - self._first(), len(self._entries)):
             yield self._entries[index]
 
-    def _track_open(self, entry: Entry) -> None:
-        event = entry.event
+    def _add(self, entry: Entry) -> None:
+        self._head = entry.seq
+        self._entries.append(entry)
+        self._bytes += len(entry.frame)
+        self._evict()
+        self._wake()
+
+    def _track_open(self, entry: Entry, event: StreamEvent) -> None:
         key = (event.participant_identity, event.stream_id)
         if isinstance(event, StreamOpened):
             self._open[key] = _OpenStream(entry)
@@ -289,3 +313,7 @@ class EventLog:
     def _wake(self) -> None:
         for wake in tuple(self._watchers):
             wake()
+
+
+def _events(entries: list[Entry]) -> list[StreamEvent]:
+    return [entry.event for entry in entries if entry.event is not None]

@@ -91,7 +91,8 @@ class GapReason(StrEnum):
     EVICTED = "evicted"
     """The log is bounded, and has dropped what came after `from`."""
     RESTARTED = "restarted"
-    """The log that `from` belongs to is gone: the gateway restarted or had left the room."""
+    """The log that `from` belongs to is gone: the gateway restarted, or left the room because the
+    participant had no request for its linger time."""
     UNKNOWN = "unknown"
     """We cannot say what happened after `from`: it lies ahead of us, or the topic was not received then."""
 

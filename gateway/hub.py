@@ -8,9 +8,9 @@ so that a page reload or the next POST finds the participant still in the room.
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 
 from gateway.auth import Caller
 from gateway.errors import (
@@ -19,6 +19,7 @@ from gateway.errors import (
     LiveKitUnavailable,
     NotPermitted,
     TooManyConnections,
+    TooManyTopics,
 )
 from gateway.event_log import EventLog, Position
 from gateway.events import ClosingReason, StreamChunk, StreamClosed, StreamOpened, closing
@@ -37,6 +38,12 @@ logger = logging.getLogger(__name__)
 REMEMBERED_ENDS = 10_000
 """Connections that ended for good and are remembered, so that a browser's automatic reconnect does
 not undo it; about 200 bytes each."""
+
+MAX_TOPICS = 1_000
+"""Topics that one connection receives; each costs an entry here and in the SDK until we leave."""
+
+IN_FLIGHT_TIMEOUT = 3.0
+"""Seconds that leaving waits for texts that are being handed to LiveKit."""
 
 _CLOSING = {
     LostReason.DUPLICATE_IDENTITY: ClosingReason.DUPLICATE_IDENTITY,
@@ -59,7 +66,8 @@ class Sent:
     listeners: int
     """How many of the destinations, or of the room if there are none, were there."""
     position: str
-    """The log's position before it: following from here shows this text and every answer to it."""
+    """The log's position before it: following from here shows this text and every answer to it, which
+    is why the topic is received from then on."""
 
 
 class OutgoingStream:
@@ -142,16 +150,10 @@ class Connection:
         self._room: Room | None = None
         self._ended: ClosingReason | None = None
         self._end_watchers: set[Callable[[], None]] = set()
+        self._in_flight: set[asyncio.Future[None]] = set()
 
     def joined(self, room: Room) -> None:
         self._room = room
-
-    @property
-    def room(self) -> Room:
-        self.require_up()
-        if self._room is None:
-            raise LiveKitUnavailable("The connection to LiveKit is not there yet.")
-        return self._room
 
     def require_up(self) -> None:
         """Raises Draining or LiveKitUnavailable once the connection is ending."""
@@ -161,50 +163,77 @@ class Connection:
             raise LiveKitUnavailable(f"The connection to LiveKit has ended ({self._ended}).")
 
     def watch_end(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` when the connection ends, until `unwatch_end`: for who waits for a sender."""
+        """Calls `wake` when the connection ends, at once if it has, until `unwatch_end`: for who
+        waits for a sender."""
         self._end_watchers.add(wake)
+        if self._ended is not None:
+            wake()
 
     def unwatch_end(self, wake: Callable[[], None]) -> None:
         self._end_watchers.discard(wake)
 
     def register_topic(self, topic: str) -> None:
-        """From now on the topic's streams are received and logged, with or without subscribers."""
-        self.room.register_topic(topic)
+        """From now on the topic's streams are received and logged, with or without subscribers.
+
+        Raises TooManyTopics, Draining, LiveKitUnavailable.
+        """
+        room = self._require_room()
+        if self.log.is_registered(topic):
+            return
+        if self.log.registered_topics >= MAX_TOPICS:
+            raise TooManyTopics(f"This participant receives {MAX_TOPICS} topics already.")
+        room.register_topic(topic)
         self.log.register_topic(topic)
 
     async def send_text(self, text: str, options: TextOptions) -> Sent:
-        """Sends a whole text as one stream. Raises NotPermitted, LiveKitUnavailable."""
-        self._require_permission()
+        """Sends a whole text as one stream.
+
+        Raises NotPermitted, TooManyTopics, Draining, LiveKitUnavailable.
+        """
+        room = self._require_sending_room()
+        self.register_topic(options.topic)
         position = str(self.log.head)
-        header = await self.room.send_text(text, options)
-        size = len(text.encode())
-        self.log.append(_opened(self.identity, header, options, size))
-        if text:
-            self.log.append(StreamChunk(header.stream_id, options.topic, self.identity, 0, text))
-        self.log.append(
-            _closed(self.identity, header.stream_id, options, None, size, 1 if text else 0)
-        )
-        return self._sent(header, options, size, position)
+        with self._sending():
+            header = await room.send_text(text, options)
+            size = len(text.encode())
+            self.log.append(_opened(self.identity, header, options, size))
+            if text:
+                self.log.append(
+                    StreamChunk(header.stream_id, options.topic, self.identity, 0, text)
+                )
+            self.log.append(
+                _closed(self.identity, header.stream_id, options, None, size, 1 if text else 0)
+            )
+        return _sent(room, header, options, size, position)
 
     async def open_stream(self, options: TextOptions) -> OutgoingStream:
-        """Opens a stream to be written piece by piece. Raises NotPermitted, LiveKitUnavailable."""
-        self._require_permission()
+        """Opens a stream to be written piece by piece.
+
+        Raises NotPermitted, TooManyTopics, Draining, LiveKitUnavailable.
+        """
+        room = self._require_sending_room()
+        self.register_topic(options.topic)
         position = str(self.log.head)
-        writer = await self.room.open_text_stream(options)
-        self.log.append(_opened(self.identity, writer.header, options, None))
-        sent = self._sent(writer.header, options, 0, position)
-        stream = OutgoingStream(self, writer, options, sent)
-        self.outgoing.add(stream)
+        with self._sending():
+            writer = await room.open_text_stream(options)
+            self.log.append(_opened(self.identity, writer.header, options, None))
+            sent = _sent(room, writer.header, options, 0, position)
+            stream = OutgoingStream(self, writer, options, sent)
+            self.outgoing.add(stream)
         return stream
 
     async def leave(self, reason: ClosingReason) -> None:
         """Leaves LiveKit first, then ends the event streams: by the time that a client comes back,
-        perhaps to another process, its identity is free."""
-        room = self.room
+        perhaps to another process, its identity is free. Does nothing if the connection was lost."""
+        if self._room is None or self._ended is not None:
+            return
         self._end(reason)
+        if self._in_flight:
+            # They were begun before, and are answered as accepted if LiveKit takes them.
+            await asyncio.wait(self._in_flight, timeout=IN_FLIGHT_TIMEOUT)
         for stream in tuple(self.outgoing):
             await stream.abort(reason)
-        await room.leave()
+        await self._room.leave()
         self.log.end(closing(reason))
 
     def lost(self, reason: LostReason) -> None:
@@ -219,24 +248,52 @@ class Connection:
         for wake in tuple(self._end_watchers):
             wake()
 
-    def _sent(self, header: StreamHeader, options: TextOptions, size: int, position: str) -> Sent:
-        present = self.room.participants
-        named = options.destination_identities
-        return Sent(
-            stream_id=header.stream_id,
-            topic=options.topic,
-            timestamp=header.timestamp,
-            size=size,
-            attributes=dict(options.attributes),
-            destination_identities=list(named),
-            listeners=len(set(named) & set(present)) if named else len(present),
-            position=position,
-        )
+    def _require_room(self) -> Room:
+        self.require_up()
+        if self._room is None:
+            raise LiveKitUnavailable("The connection to LiveKit is not there yet.")
+        return self._room
 
-    def _require_permission(self) -> None:
-        # LiveKit would drop the text in silence, and tell us that it was sent.
-        if not self.room.can_publish_data:
-            raise NotPermitted("LiveKit does not let this participant send any more.")
+    def _require_sending_room(self) -> Room:
+        room = self._require_room()
+        if room.hidden:
+            # LiveKit hides the sender too: receivers would see a text of nobody.
+            raise NotPermitted(
+                "This identity is in the room hidden, by the token of another request;"
+                " it can send once that is over."
+            )
+        if not room.can_publish_data:
+            # LiveKit would drop the text in silence, and tell us that it was sent.
+            raise NotPermitted(
+                "LiveKit does not let this participant send: the permission was taken away, or the"
+                " token that it joined with, of another request, does not give it."
+            )
+        return room
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        done = asyncio.get_running_loop().create_future()
+        self._in_flight.add(done)
+        try:
+            yield
+        finally:
+            self._in_flight.discard(done)
+            done.set_result(None)
+
+
+def _sent(room: Room, header: StreamHeader, options: TextOptions, size: int, position: str) -> Sent:
+    present = room.participants
+    named = options.destination_identities
+    return Sent(
+        stream_id=header.stream_id,
+        topic=options.topic,
+        timestamp=header.timestamp,
+        size=size,
+        attributes=dict(options.attributes),
+        destination_identities=list(named),
+        listeners=len(set(named) & set(present)) if named else len(present),
+        position=position,
+    )
 
 
 def _opened(
@@ -285,7 +342,7 @@ class _Slot:
 
     key: Key
     connection: Connection
-    joining: "asyncio.Task[None]"
+    joining: "asyncio.Task[None]" = field(init=False)
     users: int = 0
     linger: asyncio.TimerHandle | None = None
     leaving: "asyncio.Task[None] | None" = None
@@ -301,6 +358,8 @@ class Hub:
         linger: float,
         max_connections: int,
     ) -> None:
+        self.starting = False
+        """Set while it is not known yet whether LiveKit takes our API key."""
         self.draining = False
         self._rooms = rooms
         self._new_log = new_log
@@ -360,22 +419,23 @@ class Hub:
         if len(self._slots) >= self._max_connections:
             raise TooManyConnections("The gateway has as many LiveKit connections as it takes.")
         connection = Connection(caller, self._new_log())
+        slot = _Slot(key, connection)
         # The join belongs to the hub: whoever asked first may go away while others wait for it.
-        slot = _Slot(key, connection, self._start(self._join(key, caller, connection)))
-        self._slots[key] = slot
+        slot.joining = self._start(self._join(slot, caller))
         slot.joining.add_done_callback(lambda _: self._forget_failed(slot))
+        self._slots[key] = slot
         return slot
 
-    async def _join(self, key: Key, caller: Caller, connection: Connection) -> None:
+    async def _join(self, slot: _Slot, caller: Caller) -> None:
+        connection = slot.connection
+
         def lost(reason: LostReason) -> None:
-            logger.info("The connection to room %r as %r was lost: %s.", *key, reason)
+            logger.info("The connection to room %r as %r was lost: %s.", *slot.key, reason)
             connection.lost(reason)
             if not _CLOSING[reason].reconnect:
-                self._remember_end(key, connection.log.epoch, reason)
-            self._slots.pop(key, None)
+                self._remember_end(slot.key, connection.log.epoch, reason)
+            self._forget(slot)
 
-        for topic in self._topics:
-            connection.log.register_topic(topic)
         listener = Listener(connection.log.append, lost)
         room = await self._rooms.join(
             caller.room, caller.identity, caller.token, self._topics, listener
@@ -427,9 +487,11 @@ class Hub:
 
     def _finished(self, task: "asyncio.Task[None]") -> None:
         self._tasks.discard(task)
-        # A join's error belongs to the requests that wait for it; anything else is ours to tell.
+        # A join's error is answered to the requests that wait for it; the operator is told as well.
         error = None if task.cancelled() else task.exception()
-        if error is not None and not isinstance(error, GatewayError):
+        if isinstance(error, GatewayError):
+            logger.warning("A join failed: %s", error.detail)
+        elif error is not None:
             logger.error("A connection failed in a way that it should not.", exc_info=error)
 
 

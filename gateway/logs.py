@@ -22,3 +22,5 @@ def configure_logging(level: str) -> None:
     # users wrote, and nobody but us knows what of it must not be in a log.
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("gateway").setLevel(level)
+    # One refused join is nine lines of it; what they come to is logged by us.
+    logging.getLogger("livekit").setLevel(logging.WARNING if level == "DEBUG" else logging.CRITICAL)

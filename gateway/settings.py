@@ -16,6 +16,9 @@ T = TypeVar("T")
 TOPIC_BYTES = 256
 """Longest topic, in bytes of UTF-8; ours, LiveKit sets none. Room and identity have the same."""
 
+JSON_GROWTH = 8
+"""Times that a text may grow as an event: JSON writes a control character in six bytes."""
+
 
 class SettingsError(Exception):
     """One or more settings are missing or wrong; `problems` has a line for each."""
@@ -126,6 +129,8 @@ class Settings:
     """An agent may think for half a minute between two pieces; a dead sender must not hold a stream open for ever."""
     heartbeat: float = _setting("GATEWAY_HEARTBEAT", _seconds(0.1, 3600), 15.0)
     """Below the 30 to 60 s after which proxies and mobile networks drop a silent connection."""
+    write_timeout: float = _setting("GATEWAY_WRITE_TIMEOUT", _seconds(0.1, 3600), 30.0)
+    """A phone in a tunnel comes back within it; a reader that stands still is dropped after it."""
     linger: float = _setting("GATEWAY_LINGER", _seconds(0, 3600), 30.0)
     """A page reload or the next POST finds the participant still in the room."""
     drain_timeout: float = _setting("GATEWAY_DRAIN_TIMEOUT", _seconds(0.1, 3600), 5.0)
@@ -166,7 +171,16 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
             problems.append(f"{name} {error}.")
     if problems:
         raise SettingsError(problems)
-    return Settings(**values)
+    settings = Settings(**values)
+    least = settings.max_text_bytes * JSON_GROWTH
+    if settings.log_bytes < least:
+        raise SettingsError(
+            [
+                f"GATEWAY_LOG_BYTES must be at least {least}, {JSON_GROWTH} times"
+                " GATEWAY_MAX_TEXT_BYTES: the log must hold a whole text until it is read."
+            ]
+        )
+    return settings
 
 
 def _unknown(environ: Mapping[str, str]) -> list[str]:

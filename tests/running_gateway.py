@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import socket
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 import httpx
 from livekit import api
 
-from gateway.__main__ import Server, make_hub, make_server
+from gateway.__main__ import make_hub, make_server
 from gateway.hub import Hub
 from gateway.rooms.base import Rooms
+from gateway.server import Server, listen
 from gateway.settings import Settings
 
 DEADLINE = 5.0
@@ -31,6 +31,25 @@ class ServerSentEvent:
     data: dict[str, Any]
 
 
+@dataclass(slots=True)
+class Text:
+    """One stream, folded from its events."""
+
+    header: dict[str, Any]
+    text: str = ""
+    chunks: int = 0
+    end: dict[str, Any] | None = None
+
+    def add(self, event: ServerSentEvent) -> None:
+        if event.name == "stream.chunk":
+            assert event.data["index"] == self.chunks
+            self.text += event.data["text"]
+            self.chunks += 1
+        else:
+            assert event.data["chunks"] == self.chunks
+            self.end = event.data
+
+
 class EventStream:
     """A reader of one event stream, by the rules of the HTML standard."""
 
@@ -40,6 +59,7 @@ class EventStream:
         self.comments: list[str] = []
         self.retry: int | None = None
         self._lines = lines
+        self._texts: list[Text] = []
 
     async def next(self) -> ServerSentEvent:
         """The next event that is dispatched. Raises StopAsyncIteration at the proper end of the body."""
@@ -51,6 +71,21 @@ class EventStream:
         while (event := await self.next()).name != name:
             pass
         return event
+
+    async def text(self) -> "Text":
+        """The next stream, whole, in the order of opening: pieces of others may come in between."""
+        while not self._texts or self._texts[0].end is None:
+            event = await self.next()
+            if event.name == "stream.opened":
+                self._texts.append(Text(event.data))
+            elif event.name.startswith("stream."):
+                stream = next(
+                    text
+                    for text in self._texts
+                    if text.header["stream_id"] == event.data["stream_id"] and text.end is None
+                )
+                stream.add(event)
+        return self._texts.pop(0)
 
     async def take(self, count: int) -> list[ServerSentEvent]:
         return [await self.next() for _ in range(count)]
@@ -216,7 +251,7 @@ async def running(rooms: Rooms, settings: Settings) -> AsyncIterator[RunningGate
     hub = make_hub(rooms, settings)
     server = make_server(hub, settings)
     server.capture_signals = _no_signals  # type: ignore[method-assign]
-    listening = socket.create_server(("127.0.0.1", 0))
+    listening = listen("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     # No keep-alive: at the end nothing is left that the server would wait for.

@@ -70,7 +70,7 @@ def test_can_publish_data_defaults_to_can_publish_which_defaults_to_true(
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "expired beyond the leeway": ({"exp": NOW - auth.LEEWAY}, "token_invalid"),
+    "expired beyond the leeway": ({"exp": NOW - auth.LEEWAY}, "token_expired"),
     "no exp": ({"exp": ...}, "token_invalid"),
     "exp a string": ({"exp": str(NOW + 60)}, "token_invalid"),
     "exp a boolean": ({"exp": True}, "token_invalid"),

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gateway.errors import InvalidParameter
-from gateway.event_log import EventLog, Evicted, LogBounds, Position, parse_position
+from gateway.event_log import READ_BYTES, EventLog, Evicted, LogBounds, Position, parse_position
 from gateway.events import (
     ClosingReason,
     GapReason,
@@ -36,7 +36,7 @@ def _closed(stream: str, chunks: int, topic: str = "t") -> StreamClosed:
 
 
 def _log(**bounds: float) -> EventLog:
-    return EventLog(_encode, LogBounds(**bounds))  # type: ignore[arg-type]
+    return EventLog(_encode, LogBounds(**bounds), "tu")  # type: ignore[arg-type]
 
 
 def _seqs(frames: list[bytes]) -> list[int]:
@@ -80,7 +80,7 @@ def test_the_oldest_go_first_when_they_are_too_large() -> None:
 
 def test_the_oldest_go_first_when_they_are_too_old() -> None:
     now = 0.0
-    log = EventLog(_encode, LogBounds(age=10), now=lambda: now)
+    log = EventLog(_encode, LogBounds(age=10), "t", now=lambda: now)
     log.append(_opened("a"))
     now = 5
     log.append(_chunk("a", 0))
@@ -109,12 +109,7 @@ def test_an_open_stream_keeps_its_header_when_its_beginning_is_dropped() -> None
 
     assert start.gap is not None
     assert (start.gap.from_, start.gap.to) == (f"{log.epoch}-1", f"{log.epoch}-2")
-    assert [json.loads(frame)[1] for frame in start.replay] == [
-        "stream.opened",
-        "stream.chunk",
-        "stream.chunk",
-        "stream.chunk",
-    ]
+    assert start.replay == [_opened("a"), *(_chunk("a", index) for index in (1, 2, 3))]
 
 
 def test_nothing_is_added_to_a_log_that_has_ended() -> None:
@@ -129,6 +124,39 @@ def test_nothing_is_added_to_a_log_that_has_ended() -> None:
     assert log.head.seq == 1
     assert log.ended == closing(ClosingReason.DRAIN)
     assert woken == [1, 1]
+
+
+def test_a_read_is_bounded_and_the_next_one_goes_on() -> None:
+    log = _log(bytes=1 << 30)
+    large = "x" * (READ_BYTES // 2)
+    for index in range(5):
+        log.append(StreamChunk("a", large, "bob", index, ""))
+    log.register_topic(large)
+    first = log.read(0, [large])
+    second = log.read(first.seq, [large])
+
+    assert _seqs(first.frames) == [1, 2]
+    assert _seqs(second.frames) == [3, 4]
+
+
+def test_a_topic_registered_late_is_told_from_one_received_all_along() -> None:
+    log = _log()
+    log.append(_opened("a"))
+    before = log.head
+    log.register_topic("late")
+    after = log.head
+    log.register_topic("late")
+
+    assert log.head == after != before
+    assert _reason(log, before, "late") is GapReason.UNKNOWN
+    assert _reason(log, after, "late") is None
+    assert _reason(log, before, "t") is None
+    assert log.read(before.seq, ["t", "late"]).frames == []
+
+
+def _reason(log: EventLog, position: Position, topic: str) -> GapReason | None:
+    gap = log.resume(position, [topic]).gap
+    return gap.reason if gap is not None else None
 
 
 @dataclass
@@ -170,8 +198,6 @@ STEPS = st.lists(
 def test_every_reader_sees_exactly_the_log_or_is_told(steps: list[tuple[str, object, str]]) -> None:
     model = _Model()
     log = _log(events=model.kept)
-    log.register_topic("t")
-    log.register_topic("u")
     chunks: dict[str, int] = {}
     topic_of: dict[str, str] = {}
     cursors = {0: 0, 1: 0, 2: 0}
@@ -248,8 +274,7 @@ def _check_replay_open(log: EventLog, model: _Model, topics: str) -> None:
         if model.events[seqs[0] - 1].topic in topics:
             expected += [seqs[0], *(seq for seq in seqs[1:] if seq >= model.first)]
             lost += [seq for seq in seqs[1:] if seq < model.first]
-    frames = [_encode(model.events[seq - 1], None) for seq in sorted(expected)]
-    assert start.replay == frames
+    assert start.replay == [model.events[seq - 1] for seq in sorted(expected)]
     assert start.seq == len(model.events)
     assert (start.gap is not None) == bool(lost)
     if start.gap is not None:

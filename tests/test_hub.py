@@ -43,7 +43,7 @@ def _caller(identity: str = "bob", room: str = "r") -> Caller:
 def _hub(rooms: MemoryRooms, *, linger: float = 60.0, max_connections: int = 10) -> Hub:
     return Hub(
         rooms,
-        lambda: EventLog(_encode, LogBounds()),
+        lambda: EventLog(_encode, LogBounds(), "t"),
         topics=("t",),
         linger=linger,
         max_connections=max_connections,

@@ -18,7 +18,7 @@ from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
 from starlette.routing import Route
 
-from gateway import __version__, errors, events
+from gateway import __version__, errors, events, server
 from gateway.errors import GatewayError
 from gateway.event_log import EventLog, LogBounds
 from gateway.hub import Hub, Sent
@@ -47,8 +47,14 @@ EVENTS = "/rooms/{room}/topics/{topic}/events"
 
 POSITION = "9ed8f7aeaa2ac3bb-1"
 
-ROUTING_CODES = {"not_found", "method_not_allowed", "http_error"}
-"""Answers to paths and methods that do not exist, so no operation can list them."""
+ROUTING_CODES = {
+    "not_found",
+    "method_not_allowed",
+    "http_error",
+    "malformed_request",
+    "head_too_large",
+}
+"""Answers to what reaches no route, so no operation can list them."""
 
 
 @pytest.fixture
@@ -511,10 +517,11 @@ def _leaves(kind: type[GatewayError]) -> Iterator[Any]:
 
 
 def _literal_codes() -> set[str]:
-    """The codes that `problems.py` itself gives: its only words with an underscore and no blank."""
+    """The codes that the two files themselves give: their words with an underscore and no blank."""
     return {
         node.value
-        for node in ast.walk(ast.parse(inspect.getsource(problems)))
+        for module in (problems, server)
+        for node in ast.walk(ast.parse(inspect.getsource(module)))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)
         and re.fullmatch(r"[a-z]+(_[a-z]+)+", node.value)

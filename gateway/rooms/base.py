@@ -1,7 +1,9 @@
 """The contract with the far side: LiveKit rooms, as one participant of them sees them.
 
 Calls go down and may wait; what happens in the room comes up through a Listener, whose functions
-are synchronous and are called on the event loop, in the order in which it happened. There are two
+are synchronous and are called on the event loop; the events of one stream in their order, streams
+opened in their sender's order. Closings of different streams may come in another order than their
+sender's: LiveKit's SDK reads each stream in a task of its own (seen: 88 of 200 rounds). There are two
 forms, `livekit.py` and its in-process twin `memory.py`, under the same contract tests.
 """
 
@@ -88,6 +90,11 @@ class Room(ABC):
 
     @property
     @abstractmethod
+    def hidden(self) -> bool:
+        """Whether the others do not see us. What a hidden participant sends seems to come from nobody."""
+
+    @property
+    @abstractmethod
     def participants(self) -> Collection[str]:
         """The identities of the others, as LiveKit has told us; up to 3 s late for those without tracks."""
 
@@ -105,6 +112,8 @@ class Room(ABC):
     @abstractmethod
     async def leave(self) -> None:
         """Leaves as a participant who may come back (USER_UNAVAILABLE: agents keep their session).
+
+        What LiveKit has accepted from us is on its way before, within a bound.
 
         Streams of others that are still open are told to the listener as incomplete before it
         returns. Nothing may be called after it.

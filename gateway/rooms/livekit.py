@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import math
 import re
-from collections.abc import Collection
-from contextlib import suppress
+import time
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 from livekit import api, rtc
@@ -34,6 +36,14 @@ SEND_TIMEOUT = 10.0
 
 LEAVE_TIMEOUT = 3.0
 """Seconds for a farewell; a server that is gone never answers it."""
+
+FLUSH_TIMEOUT = 2.0
+"""Seconds that leaving waits for what the SDK has accepted from us and not yet put on the wire; 1 MiB
+takes 0.2 on a local network. Leaving throws the rest away."""
+
+FLUSH_QUIET = 0.2
+"""Seconds without a packet that say that all is out: longer than a round trip to a server far away, for
+in between them a busy sender waits as well."""
 
 ANNOUNCE_TIMEOUT = 4.0
 """Seconds for our announcement to come back. The server announces by itself after 3."""
@@ -65,7 +75,7 @@ class LiveKitRooms(Rooms):
             data_stream=rtc.DataStreamOptions(max_payload_byte_length=max_stream_bytes),
         )
         self._room_class = observable_room()
-        self._abandoned: set[asyncio.Task[None]] = set()
+        self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def check(self) -> None:
         """Asks the server whether it takes our API key. Raises JoinFailed or LiveKitUnavailable."""
@@ -88,26 +98,28 @@ class LiveKitRooms(Rooms):
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> Room:
+        await self._see_abandoned(room, identity)
         joined = _LiveKitRoom(self._room_class(), self._api, room, identity, listener)
         for topic in topics:
             joined.register_topic(topic)
-        await self._connect(joined.sdk_room, token)
+        await self._connect(joined, token)
         joined.announce()
         return joined
 
     async def aclose(self) -> None:
-        for task in self._abandoned:
+        abandoned = tuple(self._abandoned.values())
+        for task in abandoned:
             task.cancel()
-        await asyncio.gather(*self._abandoned, return_exceptions=True)
+        await asyncio.gather(*abandoned, return_exceptions=True)
         await self._api.aclose()
 
-    async def _connect(self, room: rtc.Room, token: str) -> None:
-        connecting = asyncio.create_task(room.connect(self._url, token, self._options))
+    async def _connect(self, joined: "_LiveKitRoom", token: str) -> None:
+        connecting = asyncio.create_task(joined.sdk_room.connect(self._url, token, self._options))
         try:
             await asyncio.wait({connecting}, timeout=JOIN_TIMEOUT)
         finally:
             if not connecting.done():
-                self._abandon(connecting, room)
+                self._abandon(connecting, joined)
         if not connecting.done():
             raise LiveKitUnavailable(f"LiveKit did not answer the join within {JOIN_TIMEOUT:g} s.")
         try:
@@ -115,17 +127,25 @@ class LiveKitRooms(Rooms):
         except rtc.ConnectError as error:
             raise _join_error(error) from None  # the SDK's message contains the token
 
-    def _abandon(self, connecting: asyncio.Task[None], room: rtc.Room) -> None:
+    def _abandon(self, connecting: asyncio.Task[None], joined: "_LiveKitRoom") -> None:
         """Sees an unwanted join through: cancelled, it would leave a ghost of us in the room."""
 
         async def leave_when_joined() -> None:
-            with suppress(rtc.ConnectError):
-                await connecting
-                await room.disconnect(reason=rtc.DisconnectReason.USER_UNAVAILABLE)
+            await asyncio.wait({connecting})
+            if connecting.exception() is None:
+                await joined.leave()
 
-        task = asyncio.create_task(leave_when_joined())
-        self._abandoned.add(task)
-        task.add_done_callback(self._abandoned.discard)
+        joined.silence()
+        key = (joined.name, joined.identity)
+        self._abandoned[key] = task = asyncio.create_task(leave_when_joined())
+        task.add_done_callback(lambda _: self._abandoned.pop(key))
+
+    async def _see_abandoned(self, room: str, identity: str) -> None:
+        """Waits for an abandoned join of the same identity: whichever came second would evict the other."""
+        if abandoned := self._abandoned.get((room, identity)):
+            await asyncio.wait({abandoned}, timeout=JOIN_TIMEOUT)
+            if not abandoned.done():
+                raise LiveKitUnavailable("An earlier join of this identity is not over yet.")
 
 
 def _join_error(error: rtc.ConnectError) -> JoinFailed | LiveKitUnavailable:
@@ -151,18 +171,24 @@ class _LiveKitRoom(Room):
     ) -> None:
         self.sdk_room = sdk_room
         self._api = server_api
-        self._name = name
-        self._identity = identity
+        self.name = name
+        self.identity = identity
         self._listener = listener
         self._topics: set[str] = set()
         self._readers: set[asyncio.Task[None]] = set()
         self._announced: asyncio.Task[None] | None = None
+        self._losing: asyncio.Task[None] | None = None
         self._left = False
+        self._sent_at = -math.inf
         sdk_room.on("disconnected", self._on_disconnected)
 
     @property
     def can_publish_data(self) -> bool:
         return bool(self.sdk_room.local_participant.permissions.can_publish_data)
+
+    @property
+    def hidden(self) -> bool:
+        return bool(self.sdk_room.local_participant.permissions.hidden)
 
     @property
     def participants(self) -> Collection[str]:
@@ -175,37 +201,49 @@ class _LiveKitRoom(Room):
 
     async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
         await self._ready_to_send()
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                info = await self.sdk_room.local_participant.send_text(
-                    text,
-                    topic=options.topic,
-                    destination_identities=list(options.destination_identities),
-                    attributes=dict(options.attributes),
-                    reply_to_id=options.reply_to_stream_id,
-                )
-        except (rtc.StreamError, TimeoutError) as error:
-            raise _not_taken() from error
+        async with self.taking():
+            info = await self.sdk_room.local_participant.send_text(
+                text,
+                topic=options.topic,
+                destination_identities=list(options.destination_identities),
+                attributes=dict(options.attributes),
+                reply_to_id=options.reply_to_stream_id,
+            )
         return StreamHeader(info.stream_id, info.timestamp)
 
     async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
         await self._ready_to_send()
+        async with self.taking():
+            writer = await self.sdk_room.local_participant.stream_text(
+                topic=options.topic,
+                destination_identities=list(options.destination_identities),
+                attributes=dict(options.attributes),
+                reply_to_id=options.reply_to_stream_id,
+            )
+        return _LiveKitWriter(self, writer)
+
+    @asynccontextmanager
+    async def taking(self) -> AsyncIterator[None]:
+        """Around every call that hands something to LiveKit: bounded, its errors made ours."""
         try:
             async with asyncio.timeout(SEND_TIMEOUT):
-                writer = await self.sdk_room.local_participant.stream_text(
-                    topic=options.topic,
-                    destination_identities=list(options.destination_identities),
-                    attributes=dict(options.attributes),
-                    reply_to_id=options.reply_to_stream_id,
-                )
+                yield
         except (rtc.StreamError, TimeoutError) as error:
-            raise _not_taken() from error
-        return _LiveKitWriter(writer)
+            raise LiveKitUnavailable(
+                "LiveKit did not take the text; whether it arrived is not known."
+            ) from error
+        finally:
+            self._sent_at = time.monotonic()
+
+    def silence(self) -> None:
+        """Nothing more comes to the listener."""
+        self._left = True
 
     async def leave(self) -> None:
         self._left = True
         if self._announced is not None:
             self._announced.cancel()
+        await self._flush()
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT):
                 await self.sdk_room.disconnect(reason=rtc.DisconnectReason.USER_UNAVAILABLE)
@@ -213,12 +251,35 @@ class _LiveKitRoom(Room):
             logger.warning("LiveKit did not answer our leaving within %g s.", LEAVE_TIMEOUT)
         await self._end_readers()
 
+    async def _flush(self) -> None:
+        """Waits until what we sent is on the wire: until no more packets go out.
+
+        The SDK tells when it has accepted a text, which is before the data channel has sent it.
+        """
+        if time.monotonic() - self._sent_at > FLUSH_TIMEOUT or not self.sdk_room.isconnected():
+            return
+        before = -1
+        # RuntimeError is the SDK's word for a connection that is lost meanwhile.
+        with suppress(TimeoutError, RuntimeError):
+            async with asyncio.timeout(FLUSH_TIMEOUT):
+                while (sent := await self._packets_sent()) != before:
+                    before = sent
+                    await asyncio.sleep(FLUSH_QUIET)
+
+    async def _packets_sent(self) -> int:
+        stats = await self.sdk_room.get_rtc_stats()
+        return sum(
+            entry.transport.transport.packets_sent
+            for entry in stats.publisher_stats
+            if entry.WhichOneof("stats") == "transport"
+        )
+
     def announce(self) -> None:
         """Makes the server tell the room of us now instead of with its next batch, up to 3 s later.
 
         Sends wait for it; reading does not.
         """
-        if not self.sdk_room.local_participant.permissions.hidden:
+        if not self.hidden:
             self._announced = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
@@ -226,7 +287,7 @@ class _LiveKitRoom(Room):
         room = self.sdk_room
         if isinstance(room, ObservableRoom):
             room.on_participants_updated = lambda identities: (
-                echoed.set() if self._identity in identities else None
+                echoed.set() if self.identity in identities else None
             )
         else:
             echoed.set()
@@ -234,7 +295,7 @@ class _LiveKitRoom(Room):
             async with asyncio.timeout(ANNOUNCE_TIMEOUT):
                 await self._api.room.update_participant(
                     api.UpdateParticipantRequest(
-                        room=self._name, identity=self._identity, attributes={ANNOUNCEMENT: ""}
+                        room=self.name, identity=self.identity, attributes={ANNOUNCEMENT: ""}
                     )
                 )
                 await echoed.wait()
@@ -261,14 +322,11 @@ class _LiveKitRoom(Room):
         if self._left:
             return
         self._left = True
-        lost = asyncio.create_task(self._lost(_LOST.get(reason, LostReason.DISCONNECTED)))
-        self._readers.add(lost)
-        lost.add_done_callback(self._readers.discard)
+        self._losing = asyncio.create_task(self._lost(_LOST.get(reason, LostReason.DISCONNECTED)))
 
     async def _lost(self, reason: LostReason) -> None:
         """Tells of the loss once the readers have told of the streams that it broke."""
-        readers = self._readers - {asyncio.current_task()}
-        await asyncio.wait(readers, timeout=LEAVE_TIMEOUT) if readers else None
+        await self._end_readers()
         self._listener.lost(reason)
 
     async def _end_readers(self) -> None:
@@ -277,6 +335,8 @@ class _LiveKitRoom(Room):
         _, unfinished = await asyncio.wait(self._readers, timeout=LEAVE_TIMEOUT)
         for reader in unfinished:
             reader.cancel()
+        if unfinished:
+            await asyncio.wait(unfinished)
 
     def _on_stream(self, reader: rtc.TextStreamReader, sender: str) -> None:
         self._listener.emit(self._opened(reader.info, sender))
@@ -310,17 +370,18 @@ class _LiveKitRoom(Room):
         """Reads the stream to its end, always: an unread one is held by the SDK for ever."""
         info = reader.info
         index = size = 0
-        reason = None
+        reason: str | None = "disconnected"
         try:
             async for text in reader:
                 self._listener.emit(StreamChunk(info.stream_id, info.topic, sender, index, text))
                 index += 1
                 size += len(text.encode())
+            reason = None
         except rtc.StreamError as error:
             reason = _abnormal_end(error.description)
         finally:
             reader.close()
-        self._listener.emit(_closed(reader.info, sender, reason, size, index))
+            self._listener.emit(_closed(info, sender, reason, size, index))
 
 
 def _closed(
@@ -348,36 +409,27 @@ def _abnormal_end(description: str) -> str:
     return reason
 
 
-def _not_taken() -> LiveKitUnavailable:
-    return LiveKitUnavailable("LiveKit did not take the text; whether it arrived is not known.")
-
-
 class _LiveKitWriter(TextStreamWriter):
-    def __init__(self, writer: rtc.TextStreamWriter) -> None:
+    def __init__(self, room: _LiveKitRoom, writer: rtc.TextStreamWriter) -> None:
         self.header = StreamHeader(writer.info.stream_id, writer.info.timestamp)
+        self._room = room
         self._writer = writer
         self._ended = False
 
     async def write(self, text: str) -> None:
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await self._writer.write(text)
-        except (rtc.StreamError, TimeoutError) as error:
-            raise _not_taken() from error
+        async with self._room.taking():
+            await self._writer.write(text)
 
     async def close(self) -> None:
         self._ended = True
-        try:
-            async with asyncio.timeout(SEND_TIMEOUT):
-                await self._writer.aclose()
-        except (rtc.StreamError, TimeoutError) as error:
-            raise _not_taken() from error
+        async with self._room.taking():
+            await self._writer.aclose()
 
     async def abort(self, reason: str) -> None:
         if self._ended:
             return  # the close failed, and the SDK takes no second one
         self._ended = True
         # Nobody is left to tell if it fails: receivers see the sender's connection end instead.
-        with suppress(rtc.StreamError, TimeoutError):
-            async with asyncio.timeout(LEAVE_TIMEOUT):
+        with suppress(LiveKitUnavailable):
+            async with self._room.taking():
                 await self._writer.aclose(reason=reason)

@@ -83,6 +83,10 @@ class MemoryRoom(Room):
         return self.publish_allowed
 
     @property
+    def hidden(self) -> bool:
+        return False
+
+    @property
     def participants(self) -> Collection[str]:
         return self.present.keys() - {self.identity}
 

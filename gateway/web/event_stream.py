@@ -5,8 +5,9 @@ pending goes out in one write.
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import AsyncExitStack, aclosing
 from enum import StrEnum
 
@@ -21,14 +22,17 @@ from gateway.errors import (
     InvalidParameter,
     TooManyConnections,
     TooManyEventStreams,
+    TooManyTopics,
     Unavailable,
 )
-from gateway.event_log import EventLog, Evicted, Position, Start, parse_position
+from gateway.event_log import READ_BYTES, EventLog, Evicted, Position, Start, parse_position
 from gateway.events import ClosingReason, GatewayOpened, closing
 from gateway.hub import Connection, Hub
 from gateway.settings import Settings
 from gateway.web import sse
 from gateway.web.parameters import Query, authenticate, reading_topic
+
+logger = logging.getLogger(__name__)
 
 HEADERS = {
     # no-transform: a proxy that compresses would hold events back until its block is full.
@@ -65,15 +69,20 @@ class EventStreamEndpoint:
         async with AsyncExitStack() as stack:
             try:
                 connection = await self._enter(stack, caller)
+                connection.register_topic(topic)
             except Unavailable as error:
                 if last is None:
                     raise
                 # Any status but 200 would end a browser's EventSource for good.
                 return _come_back_later(error)
-            connection.register_topic(topic)
             start = _start(connection.log, topic, replay, last)
             subscriber = Subscriber(connection.log, topic, caller, self._settings.heartbeat, start)
-            return EventStreamResponse(subscriber, stack.pop_all())
+            return EventStreamResponse(
+                subscriber,
+                stack.pop_all(),
+                write_timeout=self._settings.write_timeout,
+                abort=request.state.abort,
+            )
 
     async def _enter(self, stack: AsyncExitStack, caller: Caller) -> Connection:
         if self._open >= self._settings.max_event_streams:
@@ -110,7 +119,8 @@ class Subscriber:
         """What to write, in order, until the client, the log or the token ends it."""
         self._log.watch(self._woken.set)
         try:
-            yield self._beginning()
+            for block in self._beginning():
+                yield block
             while not self._gone:
                 self._woken.clear()
                 if time.time() >= self._caller.expires_at:
@@ -133,17 +143,27 @@ class Subscriber:
         finally:
             self._log.unwatch(self._woken.set)
 
-    def _beginning(self) -> bytes:
+    def _beginning(self) -> Iterator[bytes]:
         """What a client needs before the first live event, its cursor armed at the very end.
 
         Replayed events have no ids: resuming from one of them would skip what lies between.
         """
         position = self._position()
+        gap, _, replay = self._start
+        del self._start  # what is replayed would be held for as long as the client stays
         opened = GatewayOpened("participant", self._caller.identity, str(self._log.head))
-        parts = [sse.OPENING, sse.encode(opened)]
-        if self._start.gap is not None:
-            parts.append(sse.encode(self._start.gap, None if self._start.replay else position))
-        return b"".join([*parts, *self._start.replay, sse.cursor(position)])
+        pending = [sse.OPENING, sse.encode(opened)]
+        if gap is not None:
+            pending.append(sse.encode(gap, None if replay else position))
+        size = 0
+        for event in replay:
+            pending.append(sse.encode(event))
+            size += len(pending[-1])
+            if size >= READ_BYTES:
+                yield b"".join(pending)
+                pending.clear()
+                size = 0
+        yield b"".join([*pending, sse.cursor(position)])
 
     def _position(self) -> str:
         return str(Position(self._log.epoch, self._seq))
@@ -165,22 +185,47 @@ class EventStreamResponse(EventSourceResponse):
     The stock one runs four tasks for each client, and at shutdown cuts streams in the middle.
     """
 
-    def __init__(self, subscriber: Subscriber, resources: AsyncExitStack) -> None:
-        """`resources` are given back when the stream is over."""
-        super().__init__(subscriber.blocks(), headers=HEADERS)
+    def __init__(
+        self,
+        subscriber: Subscriber,
+        resources: AsyncExitStack,
+        *,
+        write_timeout: float,
+        abort: Callable[[], None],
+    ) -> None:
+        """`resources` are given back when the stream is over; `abort` drops a client that does not
+        take a block within `write_timeout` seconds."""
+        self._blocks = subscriber.blocks()
+        super().__init__(self._blocks, headers=HEADERS)
         self._subscriber = subscriber
         self._resources = resources
+        self._write_timeout = write_timeout
+        self._abort = abort
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._resources, aclosing(self._subscriber.blocks()) as blocks:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        async with self._resources, aclosing(self._blocks) as blocks:
             listening = asyncio.create_task(self._listen(receive))
             try:
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
                 async for block in blocks:
-                    await send({"type": "http.response.body", "body": block, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                    await self._write(send, block, more=True)
+                await self._write(send, b"", more=False)
             finally:
                 listening.cancel()
+                await asyncio.wait({listening})
+
+    async def _write(self, send: Send, block: bytes, *, more: bool) -> None:
+        """A client that stands still costs its socket and nothing else: its place, its connection to
+        LiveKit and its token's end do not wait for it."""
+        try:
+            async with asyncio.timeout(self._write_timeout):
+                await send({"type": "http.response.body", "body": block, "more_body": more})
+        except TimeoutError:
+            logger.info("A reader of events was dropped: it took nothing for too long.")
+            self._abort()
+            self._subscriber.leave()
 
     async def _listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -235,4 +280,5 @@ _LATER: dict[type[Unavailable], ClosingReason] = {
     Draining: ClosingReason.DRAIN,
     TooManyConnections: ClosingReason.OVERLOADED,
     TooManyEventStreams: ClosingReason.OVERLOADED,
+    TooManyTopics: ClosingReason.OVERLOADED,
 }

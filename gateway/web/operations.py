@@ -6,7 +6,7 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from gateway.errors import Draining
+from gateway.errors import Draining, Starting
 from gateway.hub import Hub
 
 PAGE = Path(__file__).with_name("page")
@@ -40,6 +40,8 @@ class ReadinessEndpoint:
         are open stay, and another replica would be no better off."""
         if self._hub.draining:
             raise Draining("The gateway is going away; send clients elsewhere.")
+        if self._hub.starting:
+            raise Starting("The gateway is still asking LiveKit whether its API key is right.")
         return JSONResponse({"status": "ready"}, headers=NO_STORE)
 
 

@@ -4,6 +4,7 @@ The only table from what happened to which status.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -26,6 +27,7 @@ STATUSES: Mapping[type[GatewayError], HTTPStatus] = {
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TooManyTopics: HTTPStatus.TOO_MANY_REQUESTS,
 }
 """The nearest class among an error's ancestors decides."""
 
@@ -38,6 +40,7 @@ _CHALLENGES: Mapping[type[GatewayError], str] = {
     # RFC 6750, 3.1: a request without any credentials is told no error code.
     errors.TokenMissing: CHALLENGE,
     errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
+    errors.TokenExpired: f'{CHALLENGE}, error="invalid_token"',
     errors.Forbidden: f'{CHALLENGE}, error="insufficient_scope"',
 }
 
@@ -45,19 +48,23 @@ _CHALLENGES: Mapping[type[GatewayError], str] = {
 def problem(
     status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
 ) -> Response:
-    body = {
+    return Response(
+        body(status, code, detail),
+        status,
+        {"Cache-Control": "no-store"} | dict(headers or {}),
+        MEDIA_TYPE,
+    )
+
+
+def body(status: int, code: str, detail: str) -> bytes:
+    members = {
         "type": "about:blank",
         "title": _REASONS.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "code": code,
         "detail": detail,
     }
-    return Response(
-        json.dumps(body, ensure_ascii=False),
-        status,
-        {"Cache-Control": "no-store"} | dict(headers or {}),
-        MEDIA_TYPE,
-    )
+    return f"{json.dumps(members, ensure_ascii=False)}\n".encode()
 
 
 def status_of(kind: type[GatewayError]) -> HTTPStatus:
@@ -77,23 +84,26 @@ async def on_gateway_error(request: Request, error: GatewayError) -> Response:
 def _described(challenge: str, error: GatewayError) -> str:
     if "error=" not in challenge:
         return challenge
-    description = error.detail.replace('"', "'")
+    # RFC 6750, 3: of ASCII without controls, double quote and backslash; names in it may have all.
+    description = re.sub(r"[^ !#-\[\]-~]", "'", error.detail)
     return f'{challenge}, error_description="{description}"'
 
 
-_ROUTING = {
-    404: ("not_found", "There is nothing at this path; GET /openapi.yaml lists what is."),
-    405: (
-        "method_not_allowed",
-        "This path does not take this method; 'Allow' lists those it does.",
-    ),
-}
+NOT_FOUND = (
+    "There is nothing at this path. To send, POST /rooms/{room}/text; to read, GET"
+    " /rooms/{room}/topics/{topic}/events; GET /openapi.yaml has all."
+)
 
 
 async def on_http_error(request: Request, error: HTTPException) -> Response:
     """What starlette's router refuses."""
-    code, detail = _ROUTING.get(error.status_code, ("http_error", error.detail))
-    return problem(error.status_code, code, detail, error.headers)
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        return problem(404, "not_found", NOT_FOUND)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        allowed = (error.headers or {}).get("Allow", "")
+        detail = f"This path does not take {request.method}; it takes {allowed}."
+        return problem(405, "method_not_allowed", detail, error.headers)
+    return problem(error.status_code, "http_error", error.detail, error.headers)
 
 
 async def on_unexpected_error(request: Request, error: Exception) -> Response:

@@ -32,6 +32,21 @@ class Participant:
         async with asyncio.timeout(DEADLINE):
             return await self.heard.get()
 
+    async def texts(self, count: int) -> list[str]:
+        """The next so many texts, each whole, in the order in which they were opened."""
+        texts: dict[str, str] = {}
+        closed = 0
+        while closed < count:
+            event = await self.next()
+            if isinstance(event, StreamOpened):
+                texts[event.stream_id] = ""
+            elif isinstance(event, StreamChunk):
+                texts[event.stream_id] += event.text
+            elif isinstance(event, StreamClosed):
+                assert event.complete
+                closed += 1
+        return list(texts.values())
+
     async def sees(self, *identities: str) -> None:
         """LiveKit tells of participants up to 3 s late."""
         async with asyncio.timeout(DEADLINE):
@@ -220,13 +235,8 @@ async def test_only_the_addressees_receive(far_side: FarSide) -> None:
     await carol.room.send_text("for bob", TextOptions("t", ("bob", "nobody")))
     await carol.room.send_text("for all", TextOptions("t"))
 
-    await bob.next()
-    first = await bob.next()
-    await dave.next()
-    second = await dave.next()
-    assert isinstance(first, StreamChunk)
-    assert isinstance(second, StreamChunk)
-    assert (first.text, second.text) == ("for bob", "for all")
+    assert await bob.texts(2) == ["for bob", "for all"]
+    assert await dave.texts(1) == ["for all"]
 
 
 async def test_only_registered_topics_are_received(far_side: FarSide) -> None:
@@ -234,15 +244,31 @@ async def test_only_registered_topics_are_received(far_side: FarSide) -> None:
     carol = await far_side.join("carol")
     await carol.room.send_text("unheard", TextOptions("later"))
     await carol.room.send_text("heard", TextOptions("t"))
-    first = [await bob.next() for _ in range(3)][1]
+    first = await bob.texts(1)
     bob.room.register_topic("later")
     bob.room.register_topic("later")
     await carol.room.send_text("now heard", TextOptions("later"))
-    second = [await bob.next() for _ in range(3)][1]
 
-    assert isinstance(first, StreamChunk)
-    assert isinstance(second, StreamChunk)
-    assert (first.text, second.text) == ("heard", "now heard")
+    assert first == ["heard"]
+    assert await bob.texts(1) == ["now heard"]
+
+
+async def test_streams_open_in_their_senders_order(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    for number in range(20):
+        await carol.room.send_text(str(number), TextOptions("t"))
+
+    assert await bob.texts(20) == [str(number) for number in range(20)]
+
+
+async def test_what_was_accepted_arrives_though_we_leave_at_once(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    text = secrets.token_hex(500_000)
+    await carol.room.send_text(text, TextOptions("t"))
+    await carol.room.leave()
+    far_side.joined.remove(carol.room)
+
+    assert await bob.texts(1) == [text]
 
 
 async def test_the_others_are_seen_and_oneself_is_not(far_side: FarSide) -> None:

@@ -13,14 +13,8 @@ from tests.running_gateway import EventStream, RunningGateway
 
 async def _text(events: EventStream) -> dict[str, Any]:
     """The next stream folded: its header, its whole text, its end."""
-    opened = await events.until("stream.opened")
-    pieces: list[str] = []
-    while (event := await events.next()).name == "stream.chunk":
-        assert event.data["index"] == len(pieces)
-        pieces.append(event.data["text"])
-    assert event.name == "stream.closed"
-    assert event.data["chunks"] == len(pieces)
-    return {"header": opened.data, "text": "".join(pieces), "end": event.data}
+    text = await events.text()
+    return {"header": text.header, "text": text.text, "end": text.end}
 
 
 async def test_a_whole_text_comes_out_at_another_participant(serve: Serve, room: str) -> None:

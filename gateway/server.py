@@ -1,0 +1,114 @@
+"""The HTTP server: uvicorn, with what it leaves open closed. Only here and in `__main__` is it named."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from http import HTTPStatus
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.web import problems
+
+BACKLOG = 2_048
+"""Connections that the kernel holds while we are busy: a deploy brings all clients back at once."""
+
+KEEP_ALIVE = 75
+"""Seconds an idle HTTP connection is kept; longer than the 60 of nginx and common load balancers, so
+that it is them who close it and no request meets a closing socket."""
+
+HEAD_BYTES = 64 * 1024
+"""Of request line and headers together; the token alone may have 16 KiB. nginx takes 32, node 16."""
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's protocol with a bound on the head of a request, which it lacks, and our errors."""
+
+    _head_bytes = 0
+    _in_head = True
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_bytes = 0
+        self._in_head = True
+        # For who must give a client up that reads nothing: closing would wait for it to read.
+        self.scope["state"]["abort"] = self.transport.abort
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
+                self._refuse(431, "head_too_large", f"The headers exceed {HEAD_BYTES} bytes.")
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(
+            400,
+            "malformed_request",
+            "This is not HTTP/1.1; are all but ASCII letters of the address percent-encoded?",
+        )
+
+    def _refuse(self, status: int, code: str, detail: str) -> None:
+        body = problems.body(status, code, detail)
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+            f"Content-Type: {problems.MEDIA_TYPE}\r\n"
+            f"Content-Length: {len(body)}\r\n"
+            "Connection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """uvicorn, drained before it stops: it would wait for event streams, which do not end by themselves."""
+
+    def __init__(
+        self, app: ASGIApp, drain: Callable[[], Awaitable[None]], *, drain_timeout: float
+    ) -> None:
+        """`drain_timeout`: seconds that requests have to end in after `drain` has returned."""
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=HttpProtocol,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                backlog=BACKLOG,
+                timeout_keep_alive=KEEP_ALIVE,
+                timeout_graceful_shutdown=max(1, round(drain_timeout)),
+            )
+        )
+        self._drain = drain
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """SIGTERM and SIGINT end `serve`, and then the process with status 0: uvicorn's own way ends
+        in dying of the signal, which looks like a crash to whoever watches."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        try:
+            yield
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._drain()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
