@@ -5,6 +5,7 @@ import asyncio
 import logging
 import os
 import re
+import resource
 import socket
 import sys
 import warnings
@@ -99,6 +100,7 @@ async def _check(rooms: LiveKitRooms, hub: Hub, server: Server) -> None:
 def _serve(settings: Settings) -> str | None:
     """Serves; the line to end with if that cannot be done."""
     configure_logging(settings.log_level)
+    _allow_many_files()
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
@@ -145,6 +147,12 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     token.add_argument("--hidden", action="store_true", help="unseen by others; reads, never sends")
     token.add_argument("--ttl", type=_ttl, default=_ttl(DEFAULT_TTL), help="like 90s, 30m, 6h, 7d")
     return parser.parse_args(argv)
+
+
+def _allow_many_files() -> None:
+    """A LiveKit connection takes 100 descriptors and more; the usual soft limit of 1,024 is spent at ten."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def main(argv: list[str]) -> int:

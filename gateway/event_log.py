@@ -36,7 +36,9 @@ _POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,18})")
 READ_BYTES = 256 * 1024
 """What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
 
-Encode = Callable[[StreamEvent, str | None], bytes]
+LogEvent = StreamEvent | GatewayGap
+
+Encode = Callable[[LogEvent, str | None], bytes]
 """An event and its id to the bytes that go to subscribers; without an id for a replay."""
 
 
@@ -72,9 +74,9 @@ class LogBounds:
 class Entry(NamedTuple):
     seq: int
     time: float
-    topic: str
-    """Empty for an entry that nobody is shown."""
-    event: StreamEvent | None
+    topic: str | None
+    """None for an entry that everybody is shown, empty for one that nobody is."""
+    event: LogEvent | None
     frame: bytes
 
 
@@ -145,6 +147,17 @@ class EventLog:
         entry = Entry(seq, self._now(), event.topic, event, frame)
         self._track_open(entry, event)
         self._add(entry)
+
+    def interrupt(self, noticed_within: float) -> None:
+        """Tells everybody that something may be missing, here and up to `noticed_within` seconds back."""
+        if self.ended is not None:
+            return
+        since = self._now() - noticed_within
+        index = bisect_right(self._entries, since, lo=self._start, key=lambda entry: entry.time)
+        before = Position(self.epoch, self._first() + index - self._start - 1)
+        here = str(Position(self.epoch, self._head + 1))
+        gap = GatewayGap(GapReason.UNKNOWN, str(before), here)
+        self._add(Entry(self._head + 1, self._now(), None, gap, self._encode(gap, here)))
 
     def end(self, event: GatewayClosing) -> None:
         """Ends the log: subscribers read what is left, are told, and leave."""
@@ -237,7 +250,7 @@ class EventLog:
         size = 0
         for entry in self._kept(seq + 1):
             seq = entry.seq
-            if entry.topic in topics:
+            if entry.topic is None or entry.topic in topics:
                 frames.append(entry.frame)
                 size += len(entry.frame)
                 if size >= READ_BYTES:
@@ -316,4 +329,4 @@ class EventLog:
 
 
 def _events(entries: list[Entry]) -> list[StreamEvent]:
-    return [entry.event for entry in entries if entry.event is not None]
+    return [entry.event for entry in entries if isinstance(entry.event, StreamEvent)]

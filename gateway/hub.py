@@ -39,6 +39,10 @@ REMEMBERED_ENDS = 10_000
 """Connections that ended for good and are remembered, so that a browser's automatic reconnect does
 not undo it; about 200 bytes each."""
 
+INTERRUPTION_NOTICED = 20.0
+"""Seconds within which LiveKit and its SDK notice that they do not hear each other (10 seen); what was
+sent or received since then may be missing."""
+
 MAX_TOPICS = 1_000
 """Topics that one connection receives; each costs an entry here and in the SDK until we leave."""
 
@@ -262,12 +266,6 @@ class Connection:
                 "This identity is in the room hidden, by the token of another request;"
                 " it can send once that is over."
             )
-        if not room.can_publish_data:
-            # LiveKit would drop the text in silence, and tell us that it was sent.
-            raise NotPermitted(
-                "LiveKit does not let this participant send: the permission was taken away, or the"
-                " token that it joined with, of another request, does not give it."
-            )
         return room
 
     @contextmanager
@@ -369,6 +367,7 @@ class Hub:
         self._slots: dict[Key, _Slot] = {}
         self._ends: OrderedDict[Key, tuple[str, LostReason]] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._drain_watchers: set[Callable[[], None]] = set()
 
     @asynccontextmanager
     async def connection(self, caller: Caller) -> AsyncIterator[Connection]:
@@ -382,13 +381,29 @@ class Hub:
         finally:
             self._release(slot)
 
+    @property
+    def connections(self) -> int:
+        """How many there are: joining, joined, lingering or leaving."""
+        return len(self._slots)
+
     def ended_for_good(self, caller: Caller, last: Position) -> bool:
         """Whether the log that `last` belongs to ended in a way that coming back must not undo."""
         return self._ends.get((caller.room, caller.identity), ("", None))[0] == last.epoch
 
+    def watch_drain(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` when draining begins, at once if it has, until `unwatch_drain`."""
+        self._drain_watchers.add(wake)
+        if self.draining:
+            wake()
+
+    def unwatch_drain(self, wake: Callable[[], None]) -> None:
+        self._drain_watchers.discard(wake)
+
     async def drain(self) -> None:
         """Takes nothing new, leaves every room, and ends every event stream."""
         self.draining = True
+        for wake in tuple(self._drain_watchers):
+            wake()
         for slot in self._slots.values():
             self._leave(slot, ClosingReason.DRAIN)
         while self._tasks:
@@ -416,7 +431,7 @@ class Hub:
         return slot
 
     def _open(self, key: Key, caller: Caller) -> _Slot:
-        if len(self._slots) >= self._max_connections:
+        if self.connections >= self._max_connections:
             raise TooManyConnections("The gateway has as many LiveKit connections as it takes.")
         connection = Connection(caller, self._new_log())
         slot = _Slot(key, connection)
@@ -436,7 +451,11 @@ class Hub:
                 self._remember_end(slot.key, connection.log.epoch, reason)
             self._forget(slot)
 
-        listener = Listener(connection.log.append, lost)
+        def interrupted() -> None:
+            logger.info("The connection to room %r as %r was broken for a while.", *slot.key)
+            connection.log.interrupt(INTERRUPTION_NOTICED)
+
+        listener = Listener(connection.log.append, interrupted, lost)
         room = await self._rooms.join(
             caller.room, caller.identity, caller.token, self._topics, listener
         )

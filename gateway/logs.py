@@ -14,6 +14,10 @@ class RedactingFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         return _TOKEN.sub("[token]", super().format(record))
 
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """One line, whatever names of others are in it: a line end would let them write lines of their own."""
+        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
+
 
 def configure_logging(level: str) -> None:
     handler = logging.StreamHandler(sys.stderr)

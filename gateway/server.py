@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -24,25 +25,47 @@ HEAD_BYTES = 64 * 1024
 """Of request line and headers together; the token alone may have 16 KiB. nginx takes 32, node 16."""
 
 
+_OFFERS = re.compile(rb"\r\n(?:upgrade|http2-settings)[ \t]*:[^\r\n]*", re.IGNORECASE)
+
+
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with a bound on the head of a request, which it lacks, and our errors."""
+    """uvicorn's protocol with what it lacks: a bound on the head of a request, our errors, offers to
+    upgrade ignored (RFC 9110, 7.8), trailers kept out of the headers (6.5.1)."""
 
     _head_bytes = 0
     _in_head = True
+    _between_messages = True
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_bytes = 0
         self._in_head = True
+        self._between_messages = False
         # For who must give a client up that reads nothing: closing would wait for it to read.
         self.scope["state"]["abort"] = self.transport.abort
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
-        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            # The parser takes the message to end here, and its body for another protocol's: the text
+            # would be lost, and answered as an empty one.
+            self._refuse(
+                400, "malformed_request", "Offers to upgrade are not taken; leave them out."
+            )
+        else:
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._between_messages = True
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        super().data_received(_without_offers(data) if self._between_messages else data)
         if self._in_head:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
@@ -65,6 +88,15 @@ class HttpProtocol(HttpToolsProtocol):
         )
         self.transport.write(head.encode() + body)
         self.transport.close()
+
+
+def _without_offers(data: bytes) -> bytes:
+    """The beginning of a message without its offer to upgrade, which Java's client and `curl --http2`
+    make with every request; one whose head comes in several parts is left as it is, and refused."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    if not end or b"upgrade" not in head.lower():
+        return data
+    return _OFFERS.sub(b"", head) + end + rest
 
 
 class Server(uvicorn.Server):

@@ -170,7 +170,12 @@ class RunningGateway:
 
     @asynccontextmanager
     async def upload(
-        self, room: str, identity: str, *headers: str
+        self,
+        room: str,
+        identity: str,
+        *,
+        content_type: str = "text/plain",
+        token: str | None = None,
     ) -> AsyncIterator["ChunkedUpload"]:
         """A POST with a chunked body on a bare socket: httpx reads no answer before the body's end."""
         host, port = self.url.removeprefix("http://").split(":")
@@ -178,10 +183,9 @@ class RunningGateway:
         lines = [
             f"POST /rooms/{room}/text HTTP/1.1",
             f"Host: {host}:{port}",
-            "Content-Type: text/plain",
+            f"Content-Type: {content_type}",
             "Transfer-Encoding: chunked",
-            f"Authorization: Bearer {self.token(identity, room)}",
-            *headers,
+            f"Authorization: Bearer {token or self.token(identity, room)}",
             "",
             "",
         ]

@@ -74,6 +74,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no exp": ({"exp": ...}, "token_invalid"),
     "exp a string": ({"exp": str(NOW + 60)}, "token_invalid"),
     "exp a boolean": ({"exp": True}, "token_invalid"),
+    "exp beyond counting": ({"exp": 10**400}, "token_invalid"),
+    "exp before time": ({"exp": -1}, "token_invalid"),
     "exp never": ({"exp": float("inf")}, "token_invalid"),
     "exp not a number": ({"exp": float("nan")}, "token_invalid"),
     "no sub": ({"sub": ...}, "token_invalid"),

@@ -7,10 +7,19 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from gateway.errors import InvalidParameter
-from gateway.event_log import READ_BYTES, EventLog, Evicted, LogBounds, Position, parse_position
+from gateway.event_log import (
+    READ_BYTES,
+    EventLog,
+    Evicted,
+    LogBounds,
+    LogEvent,
+    Position,
+    parse_position,
+)
 from gateway.events import (
     ClosingReason,
     GapReason,
+    GatewayGap,
     StreamChunk,
     StreamClosed,
     StreamEvent,
@@ -19,7 +28,8 @@ from gateway.events import (
 )
 
 
-def _encode(event: StreamEvent, position: str | None) -> bytes:
+def _encode(event: LogEvent, position: str | None) -> bytes:
+    assert isinstance(event, StreamEvent)
     return json.dumps([position, event.type, event.topic, event.stream_id]).encode()
 
 
@@ -110,6 +120,26 @@ def test_an_open_stream_keeps_its_header_when_its_beginning_is_dropped() -> None
     assert start.gap is not None
     assert (start.gap.from_, start.gap.to) == (f"{log.epoch}-1", f"{log.epoch}-2")
     assert start.replay == [_opened("a"), *(_chunk("a", index) for index in (1, 2, 3))]
+
+
+def test_an_interruption_is_told_to_readers_of_every_topic() -> None:
+    now = 0.0
+    log = EventLog(_encode_any, LogBounds(), "tu", now=lambda: now)
+    log.append(_opened("a"))
+    now = 10.0
+    log.append(_chunk("a", 0))
+    now = 25.0
+    log.interrupt(20.0)
+    log.append(_chunk("a", 1))
+    expected = GatewayGap(GapReason.UNKNOWN, f"{log.epoch}-1", f"{log.epoch}-3")
+
+    assert log.read(2, ["u"]).frames == [repr(expected).encode()]
+    assert log.resume(Position(log.epoch, 2), ["u"]).gap is None
+    assert len(log.replay_all(["t"]).replay) == 3
+
+
+def _encode_any(event: LogEvent, position: str | None) -> bytes:
+    return repr(event).encode()
 
 
 def test_nothing_is_added_to_a_log_that_has_ended() -> None:

@@ -7,11 +7,17 @@ from collections.abc import Collection
 import pytest
 
 from gateway.auth import Caller
-from gateway.errors import Draining, JoinFailed, TooManyConnections
-from gateway.event_log import EventLog, LogBounds
-from gateway.events import StreamChunk, StreamEvent
+from gateway.errors import Draining, JoinFailed, TooManyConnections, TooManyTopics
+from gateway.event_log import EventLog, LogBounds, LogEvent
+from gateway.events import ClosingReason, StreamChunk, closing
 from gateway.hub import Connection, Hub
-from gateway.rooms.base import Listener, TextOptions
+from gateway.rooms.base import (
+    Listener,
+    LostReason,
+    StreamHeader,
+    TextOptions,
+    TextStreamWriter,
+)
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
 
 DEADLINE = 5.0
@@ -50,7 +56,7 @@ def _hub(rooms: MemoryRooms, *, linger: float = 60.0, max_connections: int = 10)
     )
 
 
-def _encode(event: StreamEvent, position: str | None) -> bytes:
+def _encode(event: LogEvent, position: str | None) -> bytes:
     text = f" {event.text}" if isinstance(event, StreamChunk) else ""
     return f"{event.type}{text}".encode()
 
@@ -173,6 +179,160 @@ async def test_draining_sees_a_join_under_way_out() -> None:
         await asyncio.wait({joining})
 
     assert rooms.identities("r") == set()
+
+
+class GatedRoom(MemoryRoom):
+    """A room of the twin that takes a text only when it is told to."""
+
+    gate: asyncio.Event
+    taking: asyncio.Event
+
+    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
+        self.taking.set()
+        await self.gate.wait()
+        return await super().send_text(text, options)
+
+    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
+        return GatedWriter(self, await super().open_text_stream(options))
+
+
+class GatedWriter(TextStreamWriter):
+    def __init__(self, room: GatedRoom, writer: TextStreamWriter) -> None:
+        self.header = writer.header
+        self._room = room
+        self._writer = writer
+
+    async def write(self, text: str) -> None:
+        self._room.taking.set()
+        await self._room.gate.wait()
+        await self._writer.write(text)
+
+    async def close(self) -> None:
+        await self._writer.close()
+
+    async def abort(self, reason: str) -> None:
+        await self._writer.abort(reason)
+
+
+class GatedRooms(MemoryRooms):
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.taking = asyncio.Event()
+
+    async def join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> MemoryRoom:
+        joined = await super().join(room, identity, token, topics, listener)
+        gated = GatedRoom(joined.identity, joined.listener, joined.present)
+        gated.topics = joined.topics
+        gated.gate, gated.taking = self.gate, self.taking
+        joined.present[identity] = gated
+        return gated
+
+
+async def test_a_text_in_flight_is_accepted_though_the_gateway_is_draining() -> None:
+    rooms = GatedRooms()
+    hub = _hub(rooms)
+    async with hub.connection(_caller("bob")) as bob, hub.connection(_caller("carol")) as carol:
+        sending = asyncio.create_task(carol.send_text("hi", TextOptions("t")))
+        await rooms.taking.wait()
+        draining = asyncio.create_task(hub.drain())
+        await asyncio.sleep(0)
+        rooms.gate.set()
+        async with asyncio.timeout(DEADLINE):
+            sent = await sending
+            await draining
+
+    assert sent.size == 2
+    assert carol.log.read(0, ["t"]).frames == [
+        b"stream.opened",
+        b"stream.chunk hi",
+        b"stream.closed",
+    ]
+    assert bob.log.ended == carol.log.ended == closing(ClosingReason.DRAIN)
+
+
+async def test_an_abort_waits_for_the_piece_that_is_being_taken() -> None:
+    rooms = GatedRooms()
+    hub = _hub(rooms)
+    async with hub.connection(_caller()) as connection:
+        stream = await connection.open_stream(TextOptions("t"))
+        writing = asyncio.create_task(stream.write("piece"))
+        await rooms.taking.wait()
+        aborting = asyncio.create_task(stream.abort("reason"))
+        await asyncio.sleep(0)
+        rooms.gate.set()
+        async with asyncio.timeout(DEADLINE):
+            await writing
+            await aborting
+        frames = connection.log.read(0, ["t"]).frames
+
+    assert frames == [b"stream.opened", b"stream.chunk piece", b"stream.closed"]
+    await hub.drain()
+
+
+async def test_livekit_is_left_before_event_streams_end() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    connection = await _held(hub, _caller())
+    present: list[set[str]] = []
+    connection.log.watch(lambda: present.append(rooms.identities("r")))
+    await hub.drain()
+
+    assert present[-1] == set()
+
+
+async def test_who_waits_for_a_sender_is_woken_also_when_the_end_came_before() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    woken: list[str] = []
+    connection = await _held(hub, _caller())
+    connection.watch_end(lambda: woken.append("in time"))
+    rooms.delete_room("r")
+    connection.watch_end(lambda: woken.append("late"))
+
+    assert woken == ["in time", "late"]
+
+
+async def test_the_loss_of_an_earlier_connection_does_not_touch_the_next() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    first = await _held(hub, _caller())
+    rooms.delete_room("r")
+    second = await _held(hub, _caller())
+    first.lost(LostReason.DISCONNECTED)
+    third = await _held(hub, _caller())
+
+    assert second is third is not first
+    await hub.drain()
+    assert rooms.identities("r") == set()
+
+
+async def test_a_request_given_up_while_joining_does_not_hold_the_connection() -> None:
+    rooms = SlowRooms()
+    hub = _hub(rooms, linger=0)
+    waiting = asyncio.create_task(_held(hub, _caller()))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait({waiting})
+    rooms.open.set()
+    async with asyncio.timeout(DEADLINE):
+        while hub.connections:
+            await asyncio.sleep(0.01)
+
+    assert rooms.identities("r") == set()
+
+
+async def test_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.hub.MAX_TOPICS", 2)
+    hub = _hub(MemoryRooms())
+    connection = await _held(hub, _caller())
+    connection.register_topic("t")
+    connection.register_topic("u")
+    with pytest.raises(TooManyTopics):
+        connection.register_topic("v")
+    await hub.drain()
 
 
 async def test_own_pieces_are_logged_in_the_order_in_which_they_were_taken() -> None:

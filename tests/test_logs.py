@@ -31,6 +31,14 @@ def test_tokens_are_taken_out_of_messages_and_tracebacks() -> None:
     assert "GET /rtc?access_token=[token]&x=1\n" in written.getvalue()
 
 
+def test_nobody_elses_names_make_a_line_of_their_own() -> None:
+    record = logging.LogRecord(
+        "livekit", logging.WARNING, "", 0, "Stream '%s' is open", ("a\nb\r",), None
+    )
+
+    assert RedactingFormatter("%(message)s").format(record) == "Stream 'a\\nb\\r' is open"
+
+
 async def test_neither_texts_nor_tokens_are_logged(
     serve: Serve, room: str, caplog: pytest.LogCaptureFixture
 ) -> None:

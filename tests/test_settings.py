@@ -99,6 +99,11 @@ def test_a_typo_in_a_name_fails_loudly() -> None:
         read_settings({**REQUIRED, "GATEWAY_PROT": "1"})
 
 
+def test_the_log_must_hold_a_whole_text() -> None:
+    with pytest.raises(SettingsError, match="GATEWAY_LOG_BYTES must be at least 16777216"):
+        read_settings({**REQUIRED, "GATEWAY_MAX_TEXT_BYTES": "2097152"})
+
+
 def test_kubernetes_service_links_are_explained() -> None:
     environ = {
         **REQUIRED,

@@ -14,10 +14,19 @@ from enum import StrEnum
 
 from gateway.events import StreamEvent
 
-MAX_OPEN_INCOMING = 1_000
-"""Streams that others may hold open towards one connection. Beyond it a stream is opened and closed
-as incomplete at once: a hostile participant costs us a bounded amount of memory, and nobody is
-left to believe that nothing was sent."""
+MAX_OPEN_OF_SENDER = 200
+"""Streams that one participant may hold open towards one connection, so that a hostile one does not
+make the others unheard."""
+
+MAX_OPEN_INCOMING = 4_000
+"""Streams that all others together may hold open towards one connection. Beyond either bound a stream
+is opened and closed as incomplete at once: memory stays bounded, and nobody is left to believe
+that nothing was sent."""
+
+NOT_PERMITTED = (
+    "LiveKit does not let this participant send: the permission was taken away, or the token that it"
+    " joined with, of another request, does not give it."
+)
 
 TOO_MANY_OPEN = "too_many_open_streams"
 """The reason of a stream closed by that bound."""
@@ -59,6 +68,8 @@ class Listener:
     """What a room calls; after `lost`, or once `leave` has returned, nothing more comes."""
 
     emit: Callable[[StreamEvent], None]
+    interrupted: Callable[[], None]
+    """The connection was broken for a while and is whole again: something may be missing, both ways."""
     lost: Callable[[LostReason], None]
 
 
@@ -86,7 +97,7 @@ class Room(ABC):
     @property
     @abstractmethod
     def can_publish_data(self) -> bool:
-        """LiveKit's word of now. What is sent without the permission is dropped in silence."""
+        """LiveKit's word of now. It drops in silence what is sent without; we raise NotPermitted."""
 
     @property
     @abstractmethod

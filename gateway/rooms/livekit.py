@@ -5,16 +5,19 @@ import logging
 import math
 import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
 from livekit import api, rtc
 
-from gateway.errors import JoinFailed, LiveKitUnavailable
+from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
 from gateway.events import StreamChunk, StreamClosed, StreamOpened
 from gateway.rooms.base import (
     MAX_OPEN_INCOMING,
+    MAX_OPEN_OF_SENDER,
+    NOT_PERMITTED,
     TOO_MANY_OPEN,
     Listener,
     LostReason,
@@ -180,7 +183,9 @@ class _LiveKitRoom(Room):
         self._losing: asyncio.Task[None] | None = None
         self._left = False
         self._sent_at = -math.inf
+        self._open_of: Counter[str] = Counter()
         sdk_room.on("disconnected", self._on_disconnected)
+        sdk_room.on("reconnected", listener.interrupted)
 
     @property
     def can_publish_data(self) -> bool:
@@ -315,8 +320,14 @@ class _LiveKitRoom(Room):
         if self._announced is not None:
             await asyncio.wait({self._announced})
             self._announced = None
-        if not self.sdk_room.isconnected():
-            raise LiveKitUnavailable("The connection to LiveKit is lost; nothing was sent.")
+        self.require_sending()
+
+    def require_sending(self) -> None:
+        # While the SDK reconnects it takes texts, and may lose them.
+        if self.sdk_room.connection_state != rtc.ConnectionState.CONN_CONNECTED:
+            raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
+        if not self.can_publish_data:
+            raise NotPermitted(NOT_PERMITTED)
 
     def _on_disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
         if self._left:
@@ -340,10 +351,11 @@ class _LiveKitRoom(Room):
 
     def _on_stream(self, reader: rtc.TextStreamReader, sender: str) -> None:
         self._listener.emit(self._opened(reader.info, sender))
-        if len(self._readers) >= MAX_OPEN_INCOMING:
+        if self._open_of[sender] >= MAX_OPEN_OF_SENDER or len(self._readers) >= MAX_OPEN_INCOMING:
             reader.close()
             self._listener.emit(_closed(reader.info, sender, TOO_MANY_OPEN, 0, 0))
             return
+        self._open_of[sender] += 1
         task = asyncio.create_task(self._read(reader, sender))
         self._readers.add(task)
         task.add_done_callback(self._readers.discard)
@@ -381,6 +393,9 @@ class _LiveKitRoom(Room):
             reason = _abnormal_end(error.description)
         finally:
             reader.close()
+            self._open_of[sender] -= 1
+            if not self._open_of[sender]:
+                del self._open_of[sender]
             self._listener.emit(_closed(info, sender, reason, size, index))
 
 
@@ -417,10 +432,12 @@ class _LiveKitWriter(TextStreamWriter):
         self._ended = False
 
     async def write(self, text: str) -> None:
+        self._room.require_sending()
         async with self._room.taking():
             await self._writer.write(text)
 
     async def close(self) -> None:
+        self._room.require_sending()
         self._ended = True
         async with self._room.taking():
             await self._writer.aclose()

@@ -10,10 +10,12 @@ from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
-from gateway.errors import LiveKitUnavailable
+from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import StreamChunk, StreamClosed, StreamOpened
 from gateway.rooms.base import (
     MAX_OPEN_INCOMING,
+    MAX_OPEN_OF_SENDER,
+    NOT_PERMITTED,
     TOO_MANY_OPEN,
     Listener,
     LostReason,
@@ -108,6 +110,12 @@ class MemoryRoom(Room):
         for stream_id, sender in list(self.incoming):
             self.close(sender, stream_id, "disconnected")
 
+    def require_sending(self) -> None:
+        if not self.connected:
+            raise LiveKitUnavailable("The connection to LiveKit is lost; nothing was sent.")
+        if not self.publish_allowed:
+            raise NotPermitted(NOT_PERMITTED)
+
     def lose(self, reason: LostReason) -> None:
         self._go()
         for stream_id, sender in list(self.incoming):
@@ -119,7 +127,8 @@ class MemoryRoom(Room):
             return
         self.listener.emit(info)
         self.incoming[(info.stream_id, info.participant_identity)] = _Incoming(info)
-        if len(self.incoming) > MAX_OPEN_INCOMING:
+        of_sender = sum(sender == info.participant_identity for _, sender in self.incoming)
+        if of_sender > MAX_OPEN_OF_SENDER or len(self.incoming) > MAX_OPEN_INCOMING:
             self.close(info.participant_identity, info.stream_id, TOO_MANY_OPEN)
 
     def take(self, sender: str, stream_id: str, text: str) -> None:
@@ -146,8 +155,7 @@ class MemoryRoom(Room):
             )
 
     def _open(self, options: TextOptions, size: int | None) -> "_MemoryWriter":
-        if not self.connected:
-            raise LiveKitUnavailable("The connection to LiveKit is lost; nothing was sent.")
+        self.require_sending()
         header = StreamHeader(str(uuid.uuid4()), time.time_ns() // 1_000_000)
         info = StreamOpened(
             stream_id=header.stream_id,
@@ -158,12 +166,10 @@ class MemoryRoom(Room):
             attributes=dict(options.attributes),
             reply_to_stream_id=options.reply_to_stream_id,
         )
-        # Like LiveKit, drops in silence what it may not take; nobody hears his own.
         receivers = [
             room
             for identity, room in self.present.items()
             if room is not self
-            and self.publish_allowed
             and (not options.destination_identities or identity in options.destination_identities)
         ]
         for room in receivers:
@@ -187,12 +193,12 @@ class _MemoryWriter(TextStreamWriter):
     receivers: list[MemoryRoom]
 
     async def write(self, text: str) -> None:
-        if not self.room.connected:
-            raise LiveKitUnavailable("The connection to LiveKit is lost; nothing was sent.")
+        self.room.require_sending()
         for receiver in self.receivers:
             receiver.take(self.room.identity, self.header.stream_id, text)
 
     async def close(self) -> None:
+        self.room.require_sending()
         await self._end(None)
 
     async def abort(self, reason: str) -> None:

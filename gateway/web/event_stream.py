@@ -107,6 +107,7 @@ class Subscriber:
         self._heartbeat = heartbeat
         self._start = start
         self._seq = start.seq
+        self._heartbeat_due = 0.0
         self._woken = asyncio.Event()
         self._gone = False
 
@@ -121,6 +122,7 @@ class Subscriber:
         try:
             for block in self._beginning():
                 yield block
+            self._put_heartbeat_off()
             while not self._gone:
                 self._woken.clear()
                 if time.time() >= self._caller.expires_at:
@@ -134,11 +136,13 @@ class Subscriber:
                     return
                 self._seq = read.seq
                 if read.frames:
+                    self._put_heartbeat_off()
                     yield b"".join(read.frames)
                 elif self._log.ended is not None and self._seq == self._log.head.seq:
                     yield sse.encode(self._log.ended)
                     return
                 elif not await self._more():
+                    self._put_heartbeat_off()
                     yield sse.heartbeat(self._position())
         finally:
             self._log.unwatch(self._woken.set)
@@ -165,14 +169,21 @@ class Subscriber:
                 size = 0
         yield b"".join([*pending, sse.cursor(position)])
 
+    def _put_heartbeat_off(self) -> None:
+        self._heartbeat_due = asyncio.get_running_loop().time() + self._heartbeat
+
     def _position(self) -> str:
         return str(Position(self._log.epoch, self._seq))
 
     async def _more(self) -> bool:
-        """Waits for the log or for the client's leaving; False when it is time for a heartbeat."""
-        patience = min(self._heartbeat, max(0.0, self._caller.expires_at - time.time()))
+        """Waits for the log or for the client's leaving; False when it is time for a heartbeat.
+
+        Which is a time since the last write: what goes on in other topics does not put it off.
+        """
+        now = asyncio.get_running_loop().time()
+        expires = now + self._caller.expires_at - time.time()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout_at(min(self._heartbeat_due, expires)):
                 await self._woken.wait()
         except TimeoutError:
             return False

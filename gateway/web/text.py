@@ -3,6 +3,7 @@
 import asyncio
 import codecs
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import fields
@@ -16,10 +17,12 @@ from gateway.auth import Caller, TokenVerifier
 from gateway.errors import (
     BodyIdle,
     BodyTooLarge,
+    Draining,
     GatewayError,
     HeaderTooLarge,
     InvalidParameter,
     InvalidText,
+    TokenExpired,
     UnsupportedMediaType,
 )
 from gateway.hub import Connection, Hub, OutgoingStream, Sent
@@ -97,7 +100,7 @@ class TextEndpoint:
         async with self._hub.connection(caller) as connection:
             stream = None
             try:
-                async with aclosing(self._pieces(request, connection)) as pieces:
+                async with aclosing(self._pieces(request, connection, caller)) as pieces:
                     async for text in pieces:
                         if stream is None:
                             stream = await connection.open_stream(options)
@@ -117,17 +120,19 @@ class TextEndpoint:
                 await _abort(stream, INTERRUPTED)
                 raise
 
-    async def _pieces(self, request: Request, connection: Connection) -> AsyncGenerator[str]:
+    async def _pieces(
+        self, request: Request, connection: Connection, caller: Caller
+    ) -> AsyncGenerator[str]:
         """The body's text as it arrives; a character cut by a chunk border waits for its rest.
 
-        Raises BodyIdle, BodyTooLarge, InvalidText, ClientDisconnect; and what the connection says
+        Raises BodyIdle, BodyTooLarge, InvalidText, TokenExpired, ClientDisconnect; and what the connection says
         if it ends while we wait.
         """
         limit = self._settings.max_stream_bytes
         decoder = codecs.getincrementaldecoder("utf-8")()
         size = 0
         body = request.stream()
-        while (piece := await self._next(body, connection)) is not None:
+        while (piece := await self._next(body, connection, caller)) is not None:
             size += len(piece)
             if size > limit:
                 raise BodyTooLarge(f"The text has more than {limit} bytes, the limit for a stream.")
@@ -135,10 +140,12 @@ class TextEndpoint:
                 yield text
         _checked(lambda rest: decoder.decode(rest, True), b"")
 
-    async def _next(self, body: AsyncIterator[bytes], connection: Connection) -> bytes | None:
+    async def _next(
+        self, body: AsyncIterator[bytes], connection: Connection, caller: Caller
+    ) -> bytes | None:
         idle = self._settings.body_idle_timeout
         try:
-            async with asyncio.timeout(idle) as deadline:
+            async with asyncio.timeout(min(idle, caller.expires_at - time.time())) as deadline:
                 wake = partial(_expire, deadline)
                 connection.watch_end(wake)
                 try:
@@ -147,6 +154,8 @@ class TextEndpoint:
                     connection.unwatch_end(wake)
         except TimeoutError:
             connection.require_up()
+            if time.time() >= caller.expires_at:
+                raise TokenExpired("The token has expired; the stream was closed.") from None
             raise BodyIdle(f"No more text came within {idle:g} s; the stream was closed.") from None
 
     async def _whole(self, request: Request) -> bytes:
@@ -162,13 +171,21 @@ class TextEndpoint:
         size = 0
         try:
             async with asyncio.timeout(idle) as deadline:
-                async for part in request.stream():
-                    size += len(part)
-                    if size > limit:
-                        raise too_large
-                    parts.append(part)
-                    deadline.reschedule(asyncio.get_running_loop().time() + idle)
+                wake = partial(_expire, deadline)
+                self._hub.watch_drain(wake)
+                try:
+                    async for part in request.stream():
+                        size += len(part)
+                        if size > limit:
+                            raise too_large
+                        parts.append(part)
+                        if not self._hub.draining:
+                            deadline.reschedule(asyncio.get_running_loop().time() + idle)
+                finally:
+                    self._hub.unwatch_drain(wake)
         except TimeoutError:
+            if self._hub.draining:
+                raise Draining("The gateway is going away; nothing was sent.") from None
             raise BodyIdle(f"The rest of the body did not come within {idle:g} s.") from None
         return b"".join(parts)
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from livekit import api
 
-from gateway.errors import JoinFailed, LiveKitUnavailable
+from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
 from gateway.events import StreamChunk, StreamClosed, StreamEvent, StreamOpened
 from gateway.rooms.base import Listener, LostReason, Room, Rooms, TextOptions
 from gateway.rooms.livekit import LiveKitRooms
@@ -66,7 +66,7 @@ class FarSide:
 
     async def join(self, identity: str, *topics: str) -> Participant:
         heard: asyncio.Queue[StreamEvent | LostReason] = asyncio.Queue()
-        listener = Listener(heard.put_nowait, heard.put_nowait)
+        listener = Listener(heard.put_nowait, lambda: None, heard.put_nowait)
         room = await self.rooms.join(
             self.name, identity, self.token(identity), topics or ("t",), listener
         )
@@ -330,6 +330,27 @@ async def test_a_permission_taken_away_is_known(far_side: FarSide) -> None:
             await asyncio.sleep(0.01)
 
 
+async def test_what_is_sent_without_the_permission_is_refused_and_not_lost(
+    far_side: FarSide,
+) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("allowed")
+    await bob.next()
+    await bob.next()
+    await far_side.forbid("carol")
+    async with asyncio.timeout(DEADLINE):
+        while carol.room.can_publish_data:
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(NotPermitted):
+        await writer.write("lost?")
+    with pytest.raises(NotPermitted):
+        await writer.close()
+    with pytest.raises(NotPermitted):
+        await carol.room.send_text("lost?", TextOptions("t"))
+
+
 async def test_a_server_that_is_not_there_is_told_as_such() -> None:
     rooms = LiveKitRooms("ws://127.0.0.1:1", "devkey", "secret", max_stream_bytes=1)
     with pytest.raises(LiveKitUnavailable, match="cannot be reached"):
@@ -353,4 +374,4 @@ async def test_a_refused_token_is_told_as_such_and_not_shown(livekit: LiveKitSer
     assert token not in error.value.detail
 
 
-_DEAF = Listener(lambda event: None, lambda reason: None)
+_DEAF = Listener(lambda event: None, lambda: None, lambda reason: None)

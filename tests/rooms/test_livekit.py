@@ -2,15 +2,24 @@
 
 import asyncio
 import logging
+import os
+import signal
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from livekit import rtc
 
+from gateway.errors import LiveKitUnavailable
 from gateway.rooms import livekit as livekit_rooms
+from gateway.rooms.base import Listener
+from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.native import ObservableRoom, observable_room
+from gateway.rooms.tokens import mint
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, RunningGateway
+from tools.livekit_server import LiveKitServer, start_livekit_server
 
 
 class SdkParticipant:
@@ -149,10 +158,71 @@ async def test_after_its_linger_a_participant_leaves_as_one_who_may_come_back(
     assert carol.disconnect_reason == rtc.DisconnectReason.USER_UNAVAILABLE
 
 
+async def test_a_join_that_was_given_up_does_not_disturb_the_next(
+    livekit_binary: Path, room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server stands still during a join, and the caller tries again."""
+    monkeypatch.setattr(livekit_rooms, "JOIN_TIMEOUT", 0.5)
+    log = tmp_path / "server.log"
+    with start_livekit_server(livekit_binary, report=print, log=log, port=0) as server:
+        rooms = LiveKitRooms(server.url, server.api_key, server.api_secret, max_stream_bytes=1)
+        heard: list[str] = []
+
+        def listener(name: str) -> Listener:
+            return Listener(
+                lambda event: None, lambda: None, lambda reason: heard.append(f"{name}: {reason}")
+            )
+
+        token = _token(server, room, "bob")
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            for attempt in ("first", "second"):
+                with pytest.raises(LiveKitUnavailable):
+                    await rooms.join(room, "bob", token, (), listener(attempt))
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        monkeypatch.setattr(livekit_rooms, "JOIN_TIMEOUT", 10.0)
+        joined = await rooms.join(room, "bob", token, (), listener("third"))
+        carol = rtc.Room()
+        await carol.connect(server.url, _token(server, room, "carol"))
+        seen = set(carol.remote_participants)
+        await carol.disconnect()
+        await joined.leave()
+        await rooms.aclose()
+
+    assert seen == {"bob"}
+    assert heard == []
+
+
+def _token(server: LiveKitServer, room: str, identity: str) -> str:
+    return mint(
+        server.api_key,
+        server.api_secret,
+        room=room,
+        identity=identity,
+        hidden=False,
+        ttl=timedelta(minutes=5),
+    )
+
+
+async def test_a_text_is_not_sent_through_a_connection_that_joined_hidden(
+    serve_livekit: Serve, room: str
+) -> None:
+    """Receivers would see a text of nobody."""
+    async with serve_livekit() as gateway:
+        hidden = gateway.token("bob", room, hidden=True)
+        async with gateway.events(room, "bob", token=hidden) as bob:
+            await bob.until("gateway.opened")
+            answer = await gateway.post(room, "bob", "from nobody?")
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+    assert "hidden" in answer.json()["detail"]
+
+
 async def test_streams_beyond_the_bound_are_told_as_incomplete(
     serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livekit_rooms, "MAX_OPEN_INCOMING", 2)
+    monkeypatch.setattr(livekit_rooms, "MAX_OPEN_OF_SENDER", 2)
     sdk = rtc.Room()
     async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
@@ -160,9 +230,36 @@ async def test_streams_beyond_the_bound_are_told_as_incomplete(
         for _ in range(3):
             await sdk.local_participant.stream_text(topic="lk.chat")
         closed = await bob.until("stream.closed")
+        await gateway.post(room, "carol", "others are still heard")
+        chunk = await bob.until("stream.chunk")
         await sdk.disconnect()
 
     assert (closed.data["complete"], closed.data["reason"]) == (False, "too_many_open_streams")
+    assert chunk.data["text"] == "others are still heard"
+
+
+async def test_a_connection_that_was_broken_for_a_while_is_told_as_a_gap(
+    serve_livekit: Serve, room: str
+) -> None:
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        armed = await bob.cursor()
+        await _sdk_room(gateway).simulate_scenario(rtc.SimulateScenarioKind.SIMULATE_FULL_RECONNECT)
+        gap = await bob.until("gateway.gap")
+        await gateway.post(room, "carol", "heard again")
+        chunk = await bob.until("stream.chunk")
+
+    assert gap.data["reason"] == "unknown"
+    assert gap.data["from"] == armed
+    assert gap.data["to"] == gap.id
+    assert chunk.data["text"] == "heard again"
+
+
+def _sdk_room(gateway: RunningGateway) -> rtc.Room:
+    (slot,) = gateway.hub._slots.values()
+    room = slot.connection._room
+    assert isinstance(room, livekit_rooms._LiveKitRoom)
+    return room.sdk_room
 
 
 def test_the_installed_sdk_has_the_parts_that_we_override() -> None:

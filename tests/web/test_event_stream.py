@@ -8,7 +8,7 @@ import jwt
 import pytest
 from livekit import api
 
-from gateway.rooms.base import Listener
+from gateway.rooms.base import Listener, TextOptions
 from gateway.rooms.memory import MemoryRooms
 from tests.conftest import Serve
 from tests.running_gateway import EventStream, RunningGateway
@@ -112,6 +112,24 @@ async def test_a_heartbeat_comes_when_nothing_else_does(serve_memory: Serve, roo
                 await bob._block()
 
         assert bob.last_event_id == armed
+
+
+async def test_what_goes_on_elsewhere_does_not_put_the_heartbeat_off(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory(heartbeat=0.3) as gateway, gateway.events(room, "bob", "quiet") as bob:
+        await bob.until("gateway.opened")
+        posting = asyncio.create_task(_post_on_and_on(gateway, room))
+        async with asyncio.timeout(5):
+            while bob.comments.count("heartbeat") < 2:
+                await bob._block()
+        posting.cancel()
+        await asyncio.wait({posting})
+
+
+async def _post_on_and_on(gateway: RunningGateway, room: str) -> None:
+    while True:
+        await gateway.post(room, "carol", "elsewhere")
 
 
 async def test_last_event_id_resumes_exactly(serve: Serve, room: str) -> None:
@@ -345,6 +363,38 @@ async def test_draining_closes_an_upload_as_incomplete_and_tells_its_sender(
     assert (status, problem["code"]) == (503, "draining")
 
 
+async def test_a_whole_text_that_is_still_arriving_is_refused_when_the_gateway_drains(
+    serve: Serve, room: str
+) -> None:
+    async with (
+        serve() as gateway,
+        gateway.upload(room, "carol", content_type="application/json") as upload,
+    ):
+        upload.send(b'{"text": ')
+        async with asyncio.timeout(5):
+            while not gateway.hub._drain_watchers:
+                await asyncio.sleep(0.01)
+        gateway.server.should_exit = True
+        status, problem = await upload.answer()
+
+    assert (status, problem["code"]) == (503, "draining")
+
+
+async def test_a_token_that_expires_ends_the_upload_too(serve: Serve, room: str) -> None:
+    async with (
+        serve() as gateway,
+        gateway.events(room, "bob") as bob,
+        gateway.upload(room, "carol", token=_expiring("carol", room, gateway)) as upload,
+    ):
+        await bob.until("gateway.opened")
+        upload.send(b"half")
+        closed = await bob.until("stream.closed")
+        status, problem = await upload.answer()
+
+    assert (status, problem["code"]) == (401, "token_expired")
+    assert (closed.data["complete"], closed.data["reason"]) == (False, "token_expired")
+
+
 async def test_while_draining_new_clients_are_refused_and_returning_ones_sent_back(
     serve_memory: Serve, room: str
 ) -> None:
@@ -404,11 +454,58 @@ async def test_over_the_limit_of_connections(serve_memory: Serve, room: str) -> 
     assert (answer.status_code, answer.json()["code"]) == (503, "too_many_connections")
 
 
+async def test_a_position_can_be_followed_on_a_topic_that_nobody_read_before(
+    serve: Serve, room: str
+) -> None:
+    async with serve() as gateway:
+        position = (await gateway.post(room, "bob", "mine", topic="custom")).json()["position"]
+        await gateway.post(room, "carol", "the answer", topic="custom")
+        async with gateway.events(room, "bob", "custom", last_event_id=position) as bob:
+            assert await _texts(bob, 2) == ["mine", "the answer"]
+
+
+async def test_a_reader_that_stands_still_is_dropped(serve_memory: Serve, room: str) -> None:
+    """It costs its socket, and neither its place nor its connection to LiveKit."""
+    async with serve_memory(write_timeout=0.3, linger=0) as gateway:
+        path = f"/rooms/{room}/topics/lk.chat/events?access_token={gateway.token('bob', room)}"
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await reader.readuntil(b"gateway.opened")
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+        async with asyncio.timeout(20):
+            while "bob" in _present(gateway, room):
+                await gateway.post(room, "carol", "x" * 1_000_000)
+        writer.transport.abort()
+
+
+def _present(gateway: RunningGateway, room: str) -> set[str]:
+    assert isinstance(gateway.rooms, MemoryRooms)
+    return gateway.rooms.identities(room)
+
+
+async def test_a_reader_that_falls_behind_the_log_is_told_so(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory(log_events=3) as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        (connection,) = (slot.connection for slot in gateway.hub._slots.values())
+        # Six events at once, between two reads of the one subscriber.
+        await connection.send_text("one", TextOptions("lk.chat"))
+        await connection.send_text("two", TextOptions("lk.chat"))
+        closing = await bob.next()
+        last = bob.last_event_id
+        await bob.ends()
+        async with gateway.events(room, "bob", last_event_id=last) as back:
+            gap = await back.until("gateway.gap")
+
+    assert closing.data == {"type": "gateway.closing", "reason": "slow", "reconnect": True}
+    assert gap.data["reason"] == "evicted"
+
+
 async def test_an_expired_token_ends_the_stream(serve: Serve, room: str) -> None:
     async with serve() as gateway:
-        caller = api.AccessToken("devkey", "secret").with_identity("bob")
-        # Accepted for its minute of leeway, of which a second is left.
-        token = _expiring(caller, room, gateway)
+        token = _expiring("bob", room, gateway)
         async with gateway.events(room, "bob", token=token) as bob:
             await bob.until("gateway.opened")
             closing = await bob.until("gateway.closing")
@@ -418,10 +515,10 @@ async def test_an_expired_token_ends_the_stream(serve: Serve, room: str) -> None
     assert closing.data["reconnect"] is False
 
 
-def _expiring(access_token: api.AccessToken, room: str, gateway: RunningGateway) -> str:
+def _expiring(identity: str, room: str, gateway: RunningGateway) -> str:
+    """A token that is accepted for its minute of leeway, of which two seconds are left."""
 
-    token = access_token.with_grants(api.VideoGrants(room_join=True, room=room)).to_jwt()
-    claims = jwt.decode(token, options={"verify_signature": False})
+    claims = jwt.decode(gateway.token(identity, room), options={"verify_signature": False})
     claims["exp"] = int(time.time()) - 58
     return jwt.encode(claims, gateway.settings.livekit_api_secret, algorithm="HS256")
 
@@ -486,7 +583,7 @@ async def test_a_live_permission_taken_away_is_a_403_and_not_a_lost_text(
     assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
 
 
-_DEAF = Listener(lambda event: None, lambda reason: None)
+_DEAF = Listener(lambda event: None, lambda: None, lambda reason: None)
 
 
 def _after(position: str) -> str:

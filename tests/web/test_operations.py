@@ -1,8 +1,13 @@
 """Probes, the contract, the page, CORS, and what has no route."""
 
+import asyncio
+import json
+from typing import Any
+
 import pytest
 
 from tests.conftest import Serve
+from tests.running_gateway import DEADLINE
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -54,6 +59,93 @@ async def test_what_is_not_there_is_a_problem(
     assert answer.json()["code"] == ("not_found" if status == 404 else "method_not_allowed")
     if allow is not None:
         assert set(answer.headers["allow"].split(", ")) == allow
+
+
+async def test_a_path_that_is_not_encoded_is_a_problem(serve_memory: Serve) -> None:
+    status, body = await _raw(serve_memory, "GET /rooms/m\u00fcnchen HTTP/1.1\r\nHost: x\r\n\r\n")
+
+    assert (status, body["code"]) == (400, "malformed_request")
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "websocket"])
+async def test_an_offer_to_upgrade_is_ignored_and_no_text_is_lost(
+    serve_memory: Serve, room: str, protocol: str
+) -> None:
+    """As `curl --http2` and Java's client make it with every request."""
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for _ in range(2):
+            writer.write(
+                f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n"
+                f"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: {protocol}\r\n"
+                "HTTP2-Settings: AAMAAABkAAQAAP__\r\nContent-Type: text/plain\r\n"
+                f"Authorization: Bearer {gateway.token('carol', room)}\r\n\r\n"
+                "an important text".encode()
+            )
+            async with asyncio.timeout(DEADLINE):
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                length = int(head.partition("content-length: ")[2].partition("\r\n")[0])
+                body = json.loads(await reader.readexactly(length))
+            assert head.startswith("HTTP/1.1 200 ")
+            assert body["size"] == 17
+        writer.close()
+
+
+async def test_an_offer_to_upgrade_in_pieces_is_refused_and_not_answered_as_empty(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(f"POST /rooms/{room}/text HTTP/1.1\r\nConnection: Upgrade\r\n".encode())
+        await writer.drain()
+        # The server has the first piece once it has answered something that was sent after it.
+        assert (await gateway.client.get("/livez")).status_code == 200
+        writer.write(b"Upgrade: h2c\r\nContent-Length: 4\r\n\r\ntext")
+        async with asyncio.timeout(DEADLINE):
+            answer = (await reader.read()).decode()
+        writer.close()
+
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert "upgrade" in answer
+
+
+async def test_trailers_are_not_headers(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+            "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\n"
+            f"Authorization: Bearer {gateway.token('carol', room)}\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            answer = (await reader.read()).decode()
+        writer.close()
+
+    assert answer.startswith("HTTP/1.1 401 ")
+
+
+async def test_a_head_without_end_is_refused(serve_memory: Serve) -> None:
+    lines = "".join(f"X-{number}: {'x' * 1000}\r\n" for number in range(100))
+    status, body = await _raw(serve_memory, f"GET / HTTP/1.1\r\n{lines}")
+
+    assert (status, body["code"]) == (431, "head_too_large")
+
+
+async def _raw(serve: Serve, request: str) -> tuple[int, dict[str, Any]]:
+    async with serve() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(request.encode())
+        async with asyncio.timeout(DEADLINE):
+            head = (await reader.readuntil(b"\r\n\r\n")).decode()
+            length = int(head.partition("Content-Length: ")[2].partition("\r\n")[0])
+            body = json.loads(await reader.readexactly(length))
+        writer.close()
+    assert "application/problem+json" in head
+    return int(head.split(" ")[1]), body
 
 
 async def test_pages_of_other_origins_may_call_only_if_listed(

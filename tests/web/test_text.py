@@ -342,6 +342,28 @@ async def test_a_chunked_body_over_the_limit_is_closed_as_incomplete(
     assert closed.data["reason"] == "body_too_large"
 
 
+async def test_json_without_a_length_is_bounded_too(serve_memory: Serve, room: str) -> None:
+    async with (
+        serve_memory(max_text_bytes=16) as gateway,
+        gateway.upload(room, "carol", content_type="application/json") as upload,
+    ):
+        upload.send(b'{"text": "1234567890"}')
+        status, problem = await upload.answer()
+
+    assert (status, problem["code"]) == (413, "body_too_large")
+
+
+async def test_a_whole_body_that_stops_coming_is_given_up(serve_memory: Serve, room: str) -> None:
+    async with (
+        serve_memory(body_idle_timeout=0.2) as gateway,
+        gateway.upload(room, "carol", content_type="application/json") as upload,
+    ):
+        upload.send(b'{"text": ')
+        status, problem = await upload.answer()
+
+    assert (status, problem["code"]) == (408, "body_idle")
+
+
 async def test_a_long_whole_text_arrives_whole(serve: Serve, room: str) -> None:
     text = "".join(f"{number} € " for number in range(20_000))
     async with serve() as gateway, gateway.events(room, "bob") as bob:
@@ -374,6 +396,11 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "no type": ({"type": None}, 415, "unsupported_media_type"),
     "a form, as curl -d sends": (
         {"type": "application/x-www-form-urlencoded"},
+        415,
+        "unsupported_media_type",
+    ),
+    "hostile parameters": (
+        {"type": 'text/plain; charset="' + "(" * 5000},
         415,
         "unsupported_media_type",
     ),
