@@ -160,12 +160,8 @@ class TextEndpoint:
 
     async def _whole(self, request: Request) -> bytes:
         limit = self._settings.max_text_bytes
-        too_large = BodyTooLarge(
-            f"The body has more than {limit} bytes, the limit for a whole text;"
-            " send text/plain with 'Transfer-Encoding: chunked' to stream a longer one."
-        )
         if int(request.headers.get("content-length", 0)) > limit:
-            raise too_large
+            raise _too_large(limit)
         idle = self._settings.body_idle_timeout
         parts = []
         size = 0
@@ -177,7 +173,7 @@ class TextEndpoint:
                     async for part in request.stream():
                         size += len(part)
                         if size > limit:
-                            raise too_large
+                            raise _too_large(limit)
                         parts.append(part)
                         if not self._hub.draining:
                             deadline.reschedule(asyncio.get_running_loop().time() + idle)
@@ -188,6 +184,13 @@ class TextEndpoint:
                 raise Draining("The gateway is going away; nothing was sent.") from None
             raise BodyIdle(f"The rest of the body did not come within {idle:g} s.") from None
         return b"".join(parts)
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body has more than {limit} bytes, the limit for a whole text;"
+        " send text/plain with 'Transfer-Encoding: chunked' to stream a longer one."
+    )
 
 
 def _expire(deadline: asyncio.Timeout) -> None:
