@@ -15,7 +15,6 @@ import tarfile
 import tempfile
 import time
 import urllib.request
-import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -30,15 +29,13 @@ Report = Callable[[str], None]
 """Takes one line that tells a person what goes on."""
 
 VERSION = "1.13.5"
-PROGRAM = "livekit-server.exe" if os.name == "nt" else "livekit-server"
+PROGRAM = "livekit-server"
 RELEASES = "https://github.com/livekit/livekit/releases/download"
 GO_PACKAGE = f"github.com/livekit/livekit-server/cmd/server@v{VERSION}"
 
 RELEASED = {
     ("Linux", "x86_64"): "linux_amd64.tar.gz",
     ("Linux", "aarch64"): "linux_arm64.tar.gz",
-    ("Windows", "AMD64"): "windows_amd64.zip",
-    ("Windows", "ARM64"): "windows_arm64.zip",
 }
 """What the release has an archive for. There is none for macOS: Homebrew builds it there."""
 
@@ -107,7 +104,7 @@ def find_livekit_server(
         return _named(Path(named).expanduser().absolute())
     if installed := shutil.which(PROGRAM, path=environ.get("PATH", os.defpath)):
         return Path(installed).absolute()
-    cached = cache_folder(environ) / f"livekit-server-{VERSION}{Path(PROGRAM).suffix}"
+    cached = cache_folder(environ) / f"livekit-server-{VERSION}"
     if not _is_program(cached):
         _make(cached, environ, releases, report)
     return cached
@@ -229,13 +226,13 @@ def _open(url: str) -> IO[bytes]:
 def _extract(archive: Path, target: Path) -> Path:
     """Take the one member that we know by name; no path from the archive is ever used."""
     try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as zipped, zipped.open(PROGRAM) as content:
-                _save(content, target)
-        else:
-            with tarfile.open(archive) as tar, _regular_file(tar) as content:
-                _save(content, target)
-    except (KeyError, EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+        with (
+            tarfile.open(archive) as tar,
+            _regular_file(tar) as content,
+            target.open("wb") as file,
+        ):
+            shutil.copyfileobj(content, file)
+    except (KeyError, EOFError, tarfile.TarError, zlib.error) as error:
         raise _Unavailable(f"{archive.name} has no {PROGRAM} that can be taken out") from error
     return target
 
@@ -246,11 +243,6 @@ def _regular_file(tar: tarfile.TarFile) -> IO[bytes]:
     if content is None:
         raise KeyError(PROGRAM)
     return content
-
-
-def _save(content: IO[bytes], target: Path) -> None:
-    with target.open("wb") as file:
-        shutil.copyfileobj(content, file)
 
 
 # Building from source
@@ -270,7 +262,7 @@ def _build(folder: Path, environ: Mapping[str, str], report: Report) -> Path:
         ChildProcess([go, "install", GO_PACKAGE], env=env, output=output) as build,
     ):
         exit_code = _watch_build(build, report)
-    made = folder / ("server.exe" if os.name == "nt" else "server")
+    made = folder / "server"
     if exit_code != 0 or not _is_program(made):
         raise _Unavailable(f"exit code {exit_code}\n{last_lines(log)}")
     return made

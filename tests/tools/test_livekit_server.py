@@ -5,7 +5,6 @@ import socket
 import tarfile
 import threading
 import time
-import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -151,10 +150,6 @@ def release(tmp_path: Path) -> Iterator[Release]:
 
 def an_archive(content: bytes, *, kind: bytes = tarfile.REGTYPE) -> bytes:
     packed = io.BytesIO()
-    if RELEASED[SYSTEM].endswith(".zip"):
-        with zipfile.ZipFile(packed, "w") as zipped:
-            zipped.writestr(PROGRAM, content)
-        return packed.getvalue()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
         for name in ("LICENSE", "../outside", PROGRAM):
             member = tarfile.TarInfo(name)
