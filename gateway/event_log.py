@@ -33,6 +33,10 @@ EPOCH_BYTES = 8
 
 _POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,18})")
 
+INTERRUPTIONS = 100
+"""Interruptions that are remembered beside the log, for the replay of a stream that is older than what
+the log keeps."""
+
 READ_BYTES = 256 * 1024
 """What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
 
@@ -79,6 +83,9 @@ class Entry(NamedTuple):
     event: LogEvent | None
     frame: bytes
 
+    def is_for(self, topics: Collection[str]) -> bool:
+        return self.topic is None or self.topic in topics
+
 
 class Read(NamedTuple):
     frames: list[bytes]
@@ -91,7 +98,7 @@ class Start(NamedTuple):
 
     gap: GatewayGap | None
     seq: int
-    replay: list[StreamEvent]
+    replay: list[LogEvent]
     """To be sent, without ids, before following from `seq`."""
 
 
@@ -131,6 +138,7 @@ class EventLog:
         self._bytes = 0
         self._registered = dict.fromkeys(topics, 0)
         self._open: dict[tuple[str, str], _OpenStream] = {}
+        self._interruptions: deque[Entry] = deque(maxlen=INTERRUPTIONS)
         self._watchers: set[Callable[[], None]] = set()
 
     @property
@@ -157,7 +165,9 @@ class EventLog:
         before = Position(self.epoch, self._first() + index - self._start - 1)
         here = str(Position(self.epoch, self._head + 1))
         gap = GatewayGap(GapReason.UNKNOWN, str(before), here)
-        self._add(Entry(self._head + 1, self._now(), None, gap, self._encode(gap, here)))
+        entry = Entry(self._head + 1, self._now(), None, gap, self._encode(gap, here))
+        self._interruptions.append(entry)
+        self._add(entry)
 
     def end(self, event: GatewayClosing) -> None:
         """Ends the log: subscribers read what is left, are told, and leave."""
@@ -205,12 +215,14 @@ class EventLog:
         return Start(None, self._head, [])
 
     def replay_open(self, topics: Collection[str]) -> Start:
-        """The events of streams that are still open, so that nobody reads one from its middle."""
+        """The events of streams that are still open, so that nobody reads one from its middle; with
+        the interruptions since then, for pieces may be missing there."""
         streams = [stream for stream in self._open.values() if stream.opened.topic in topics]
-        entries = sorted(
-            (entry for stream in streams for entry in (stream.opened, *stream.chunks)),
-            key=lambda entry: entry.seq,
-        )
+        entries = [entry for stream in streams for entry in (stream.opened, *stream.chunks)]
+        if streams:
+            begun = min(stream.opened.seq for stream in streams)
+            entries += [entry for entry in self._interruptions if entry.seq > begun]
+        entries.sort(key=lambda entry: entry.seq)
         gap = None
         if cut := [stream for stream in streams if stream.evicted_to]:
             gap = GatewayGap(
@@ -236,7 +248,7 @@ class EventLog:
             for stream in self._open.values()
             if stream.opened.seq < first and stream.opened.topic in topics
         ]
-        kept = [entry for entry in self._kept(first) if entry.topic in topics]
+        kept = [entry for entry in self._kept(first) if entry.is_for(topics)]
         return Start(gap, self._head, _events([*pinned, *kept]))
 
     def read(self, seq: int, topics: Collection[str]) -> Read:
@@ -250,7 +262,7 @@ class EventLog:
         size = 0
         for entry in self._kept(seq + 1):
             seq = entry.seq
-            if entry.topic is None or entry.topic in topics:
+            if entry.is_for(topics):
                 frames.append(entry.frame)
                 size += len(entry.frame)
                 if size >= READ_BYTES:
@@ -328,5 +340,5 @@ class EventLog:
             wake()
 
 
-def _events(entries: list[Entry]) -> list[StreamEvent]:
-    return [entry.event for entry in entries if isinstance(entry.event, StreamEvent)]
+def _events(entries: list[Entry]) -> list[LogEvent]:
+    return [entry.event for entry in entries if entry.event is not None]

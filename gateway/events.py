@@ -94,7 +94,8 @@ class GapReason(StrEnum):
     """The log that `from` belongs to is gone: the gateway restarted, or left the room because the
     participant had no request for its linger time."""
     UNKNOWN = "unknown"
-    """We cannot say what happened after `from`: it lies ahead of us, or the topic was not received then."""
+    """We cannot say what happened after `from`: the connection to LiveKit was broken for a while, `from`
+    lies ahead of us, or the topic was not received then."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,10 @@ def test_an_interruption_is_told_to_readers_of_every_topic() -> None:
 
     assert log.read(2, ["u"]).frames == [repr(expected).encode()]
     assert log.resume(Position(log.epoch, 2), ["u"]).gap is None
-    assert len(log.replay_all(["t"]).replay) == 3
+    events = [_opened("a"), _chunk("a", 0), expected, _chunk("a", 1)]
+    assert log.replay_all(["t"]).replay == events
+    assert log.replay_open(["t"]).replay == events
+    assert log.replay_open(["u"]).replay == []
 
 
 def _encode_any(event: LogEvent, position: str | None) -> bytes:
