@@ -86,15 +86,17 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
 
 async def _check(rooms: LiveKitRooms, hub: Hub, server: Server) -> None:
     """Ends the server where LiveKit refuses our API key: every single join would fail."""
+    refused = False
     try:
         await rooms.check()
     except JoinFailed:
-        server.should_exit = True
+        refused = server.should_exit = True
         raise
     except LiveKitUnavailable as error:
         # Not fatal: in a cluster nobody promises that LiveKit is up before us.
         logger.warning("%s. Joins will fail until that is mended.", error.detail)
-    hub.starting = False
+    finally:
+        hub.starting = refused
 
 
 def _serve(settings: Settings) -> str | None:

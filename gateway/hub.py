@@ -192,11 +192,10 @@ class Connection:
     async def send_text(self, text: str, options: TextOptions) -> Sent:
         """Sends a whole text as one stream.
 
-        Raises NotPermitted, TooManyTopics, Draining, LiveKitUnavailable.
+        Raises NotPermitted, Draining, LiveKitUnavailable.
         """
         room = self._require_sending_room()
-        self.register_topic(options.topic)
-        position = str(self.log.head)
+        position = self._position_before(options.topic)
         with self._sending():
             header = await room.send_text(text, options)
             size = len(text.encode())
@@ -213,11 +212,10 @@ class Connection:
     async def open_stream(self, options: TextOptions) -> OutgoingStream:
         """Opens a stream to be written piece by piece.
 
-        Raises NotPermitted, TooManyTopics, Draining, LiveKitUnavailable.
+        Raises NotPermitted, Draining, LiveKitUnavailable.
         """
         room = self._require_sending_room()
-        self.register_topic(options.topic)
-        position = str(self.log.head)
+        position = self._position_before(options.topic)
         with self._sending():
             writer = await room.open_text_stream(options)
             self.log.append(_opened(self.identity, writer.header, options, None))
@@ -225,6 +223,13 @@ class Connection:
             stream = OutgoingStream(self, writer, options, sent)
             self.outgoing.add(stream)
         return stream
+
+    def _position_before(self, topic: str) -> str:
+        """Where to follow a text from that is sent now. Its topic is received from here on, as long as
+        there is room for it: a sender with a topic for each text is not stopped by that."""
+        if self.log.registered_topics < MAX_TOPICS:
+            self.register_topic(topic)
+        return str(self.log.head)
 
     async def leave(self, reason: ClosingReason) -> None:
         """Leaves LiveKit first, then ends the event streams: by the time that a client comes back,
@@ -235,10 +240,11 @@ class Connection:
         if self._in_flight:
             # They were begun before, and are answered as accepted if LiveKit takes them.
             await asyncio.wait(self._in_flight, timeout=IN_FLIGHT_TIMEOUT)
-        for stream in tuple(self.outgoing):
-            await stream.abort(reason)
-        await self._room.leave()
-        self.log.end(closing(reason))
+        try:
+            await asyncio.gather(*(stream.abort(reason) for stream in tuple(self.outgoing)))
+            await self._room.leave()
+        finally:
+            self.log.end(closing(reason))
 
     def lost(self, reason: LostReason) -> None:
         """LiveKit ended the connection: whatever was open is incomplete, and everybody is told."""

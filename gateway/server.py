@@ -10,7 +10,7 @@ from http import HTTPStatus
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gateway.web import problems
 
@@ -22,23 +22,27 @@ KEEP_ALIVE = 75
 that it is them who close it and no request meets a closing socket."""
 
 HEAD_BYTES = 64 * 1024
-"""Of request line and headers together; the token alone may have 16 KiB. nginx takes 32, node 16."""
+"""Of request line and headers together, or of trailers; the token alone may have 16 KiB. nginx takes
+32, node 16."""
 
 
 _OFFERS = re.compile(rb"\r\n(?:upgrade|http2-settings)[ \t]*:[^\r\n]*", re.IGNORECASE)
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """uvicorn's protocol with what it lacks: a bound on the head of a request, our errors, offers to
+    """uvicorn's protocol with what it lacks: a bound on heads and trailers, our errors, offers to
     upgrade ignored (RFC 9110, 7.8), trailers kept out of the headers (6.5.1)."""
 
-    _head_bytes = 0
     _in_head = True
     _between_messages = True
+    _progress = False
+    """Whether the parser has delivered a part of a message from the data at hand."""
+    _undelivered = 0
+    """Bytes that it has taken since: of a head, or of trailers, that do not end."""
 
     def on_message_begin(self) -> None:
+        self._progress = True
         super().on_message_begin()
-        self._head_bytes = 0
         self._in_head = True
         self._between_messages = False
         # For who must give a client up that reads nothing: closing would wait for it to read.
@@ -49,6 +53,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._progress = True
         self._in_head = False
         if self.parser.should_upgrade():
             # The parser takes the message to end here, and its body for another protocol's: the text
@@ -59,17 +64,30 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             super().on_headers_complete()
 
+    def on_chunk_header(self) -> None:
+        self._progress = True
+
+    def on_body(self, body: bytes) -> None:
+        self._progress = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
+        self._progress = True
         self._between_messages = True
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(_without_offers(data) if self._between_messages else data)
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > HEAD_BYTES and not self.transport.is_closing():
-                self._refuse(431, "head_too_large", f"The headers exceed {HEAD_BYTES} bytes.")
+        at_beginning = self._between_messages
+        self._progress = False
+        super().data_received(_without_offers(data) if at_beginning else data)
+        if not self._progress:
+            self._undelivered += len(data)
+        else:
+            # Behind the end of another message, how much of the data is this head is not known.
+            self._undelivered = len(data) if at_beginning and self._in_head else 0
+        if self._undelivered > HEAD_BYTES and not self.transport.is_closing():
+            self._refuse(431, "head_too_large", f"The headers exceed {HEAD_BYTES} bytes.")
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -78,7 +96,24 @@ class HttpProtocol(HttpToolsProtocol):
             "This is not HTTP/1.1; are all but ASCII letters of the address percent-encoded?",
         )
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: anybody could fill the log with uvicorn's."""
+
     def _refuse(self, status: int, code: str, detail: str) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._answer(status, code, detail)
+        elif not cycle.more_body:
+            # An earlier request is unanswered: what is wrong with a later one must not be taken for its
+            # answer, or its sender would send it again. Its own answer ends the connection.
+            self.flow.pause_reading()
+            cycle.keep_alive = False
+        elif cycle.response_started or self.pipeline:
+            self.transport.abort()
+        else:
+            self._answer(status, code, detail)
+
+    def _answer(self, status: int, code: str, detail: str) -> None:
         body = problems.body(status, code, detail)
         head = (
             f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"

@@ -189,6 +189,28 @@ async def test_without_livekit_it_serves_and_says_so(room: str) -> None:
     assert int(answer.headers["retry-after"]) > 0
 
 
+async def test_what_is_no_livekit_server_is_told_and_the_gateway_gets_ready() -> None:
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>")
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with (
+        server,
+        _serving(LIVEKIT_URL=f"ws://127.0.0.1:{port}", **KEYS) as (process, url),
+        httpx.AsyncClient(timeout=DEADLINE) as client,
+    ):
+        assert process.stderr is not None
+        async with asyncio.timeout(START):
+            line = (await process.stderr.readline()).decode()
+            while (await client.get(f"{url}/readyz")).status_code != 200:
+                await asyncio.sleep(0.02)
+
+    assert "is not a LiveKit server" in line
+
+
 async def test_a_token_is_printed_and_nothing_else() -> None:
     status, out, err = await _run(
         *("token", "--room", "demo", "--identity", "bob", "--hidden", "--ttl", "30m"),

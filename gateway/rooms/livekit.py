@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 
 import aiohttp
+from google.protobuf.message import DecodeError
 from livekit import api, rtc
 
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
@@ -92,6 +93,10 @@ class LiveKitRooms(Rooms):
                 ) from error
             raise LiveKitUnavailable(
                 f"The LiveKit server at {self._url} answers with an error ({error.status})"
+            ) from error
+        except DecodeError as error:
+            raise LiveKitUnavailable(
+                f"What answers at {self._url} is not a LiveKit server"
             ) from error
         except (aiohttp.ClientError, TimeoutError) as error:
             raise LiveKitUnavailable(
@@ -228,12 +233,15 @@ class _LiveKitRoom(Room):
         return _LiveKitWriter(self, writer)
 
     @asynccontextmanager
-    async def taking(self) -> AsyncIterator[None]:
-        """Around every call that hands something to LiveKit: bounded, its errors made ours."""
+    async def taking(self, within: float = SEND_TIMEOUT) -> AsyncIterator[None]:
+        """Around every call that hands something to LiveKit: bounded, its errors made ours.
+
+        AssertionError and RuntimeError are the SDK's words for a writer whose connection has ended.
+        """
         try:
-            async with asyncio.timeout(SEND_TIMEOUT):
+            async with asyncio.timeout(within):
                 yield
-        except (rtc.StreamError, TimeoutError) as error:
+        except (rtc.StreamError, TimeoutError, AssertionError, RuntimeError) as error:
             raise LiveKitUnavailable(
                 "LiveKit did not take the text; whether it arrived is not known."
             ) from error
@@ -323,8 +331,8 @@ class _LiveKitRoom(Room):
         self.require_sending()
 
     def require_sending(self) -> None:
-        # While the SDK reconnects it takes texts, and may lose them.
-        if self.sdk_room.connection_state != rtc.ConnectionState.CONN_CONNECTED:
+        # While the SDK reconnects it takes texts, and may lose them; so it does while we leave.
+        if self._left or self.sdk_room.connection_state != rtc.ConnectionState.CONN_CONNECTED:
             raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
         if not self.can_publish_data:
             raise NotPermitted(NOT_PERMITTED)
@@ -448,5 +456,5 @@ class _LiveKitWriter(TextStreamWriter):
         self._ended = True
         # Nobody is left to tell if it fails: receivers see the sender's connection end instead.
         with suppress(LiveKitUnavailable):
-            async with self._room.taking():
+            async with self._room.taking(LEAVE_TIMEOUT):
                 await self._writer.aclose(reason=reason)

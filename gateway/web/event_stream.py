@@ -14,7 +14,7 @@ from enum import StrEnum
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from gateway.auth import Caller, TokenVerifier
 from gateway.errors import (
@@ -122,6 +122,7 @@ class Subscriber:
         try:
             for block in self._beginning():
                 yield block
+                del block
             self._put_heartbeat_off()
             while not self._gone:
                 self._woken.clear()
@@ -217,31 +218,39 @@ class EventStreamResponse(EventSourceResponse):
         async with self._resources, aclosing(self._blocks) as blocks:
             listening = asyncio.create_task(self._listen(receive))
             try:
-                await send(
-                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                )
+                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                await self._write(send, start)
                 async for block in blocks:
-                    await self._write(send, block, more=True)
-                await self._write(send, b"", more=False)
+                    await self._write(send, _body(block, more=True))
+                    del block  # the last one would be held until the next
+                await self._write(send, _body(b"", more=False))
             finally:
                 listening.cancel()
                 await asyncio.wait({listening})
 
-    async def _write(self, send: Send, block: bytes, *, more: bool) -> None:
+    async def _write(self, send: Send, message: Message) -> None:
         """A client that stands still costs its socket and nothing else: its place, its connection to
         LiveKit and its token's end do not wait for it."""
         try:
             async with asyncio.timeout(self._write_timeout):
-                await send({"type": "http.response.body", "body": block, "more_body": more})
+                await send(message)
         except TimeoutError:
             logger.info("A reader of events was dropped: it took nothing for too long.")
             self._abort()
+            self._subscriber.leave()
+        except RuntimeError:
+            # uvloop's word for a socket that is closed already; uvicorn misses the end of a client
+            # that has sent another request behind this one.
             self._subscriber.leave()
 
     async def _listen(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._subscriber.leave()
+
+
+def _body(block: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": block, "more_body": more}
 
 
 def _closing(reason: ClosingReason) -> bytes:

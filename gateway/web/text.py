@@ -144,8 +144,12 @@ class TextEndpoint:
         self, body: AsyncIterator[bytes], connection: Connection, caller: Caller
     ) -> bytes | None:
         idle = self._settings.body_idle_timeout
+        left = caller.expires_at - time.time()
+        expired = TokenExpired("The token has expired; the stream was closed.")
+        if left <= 0:
+            raise expired
         try:
-            async with asyncio.timeout(min(idle, caller.expires_at - time.time())) as deadline:
+            async with asyncio.timeout(min(idle, left)) as deadline:
                 wake = partial(_expire, deadline)
                 connection.watch_end(wake)
                 try:
@@ -154,8 +158,8 @@ class TextEndpoint:
                     connection.unwatch_end(wake)
         except TimeoutError:
             connection.require_up()
-            if time.time() >= caller.expires_at:
-                raise TokenExpired("The token has expired; the stream was closed.") from None
+            if left <= idle:
+                raise expired from None
             raise BodyIdle(f"No more text came within {idle:g} s; the stream was closed.") from None
 
     async def _whole(self, request: Request) -> bytes:

@@ -127,6 +127,53 @@ async def test_trailers_are_not_headers(serve_memory: Serve, room: str) -> None:
     assert answer.startswith("HTTP/1.1 401 ")
 
 
+async def test_what_is_wrong_with_a_later_request_is_not_the_answer_to_an_earlier(
+    serve_memory: Serve, room: str
+) -> None:
+    """Its sender would send the text again."""
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+            f"Authorization: Bearer {gateway.token('carol', room)}\r\nContent-Length: 5\r\n\r\n"
+            "firstGET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            answer = (await reader.read()).decode()
+        writer.close()
+
+    assert answer.startswith("HTTP/1.1 200 ")
+    assert answer.count("HTTP/1.1 ") == 1
+
+
+@pytest.mark.parametrize(
+    ("tail", "status", "code"),
+    [
+        ("zz\r\n", 400, "malformed_request"),
+        ("0\r\n" + "X: y\r\n" * 100_000, 431, "head_too_large"),
+    ],
+    ids=["bad chunk", "endless trailers"],
+)
+async def test_a_body_that_is_not_http_is_refused_and_the_stream_incomplete(
+    serve_memory: Serve, room: str, tail: str, status: int, code: str
+) -> None:
+    async with (
+        serve_memory() as gateway,
+        gateway.events(room, "bob") as bob,
+        gateway.upload(room, "carol") as upload,
+    ):
+        await bob.until("gateway.opened")
+        upload.send(b"half")
+        await bob.until("stream.chunk")
+        upload.writer.write(tail.encode())
+        closed = await bob.until("stream.closed")
+        answer = await upload.answer()
+
+    assert (answer[0], answer[1]["code"]) == (status, code)
+    assert closed.data["complete"] is False
+
+
 async def test_a_head_without_end_is_refused(serve_memory: Serve) -> None:
     lines = "".join(f"X-{number}: {'x' * 1000}\r\n" for number in range(100))
     status, body = await _raw(serve_memory, f"GET / HTTP/1.1\r\n{lines}")
