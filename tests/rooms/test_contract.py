@@ -289,7 +289,8 @@ async def test_joining_as_somebody_who_is_there_takes_his_place(far_side: FarSid
 
 
 async def test_being_removed_is_told(far_side: FarSide) -> None:
-    bob = await far_side.join("bob")
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    await carol.sees("bob")
     await far_side.remove("bob")
 
     assert await bob.next() is LostReason.REMOVED
@@ -310,7 +311,8 @@ async def test_the_end_of_the_room_is_told_after_that_of_its_streams(far_side: F
 
 
 async def test_nothing_can_be_sent_once_the_connection_is_lost(far_side: FarSide) -> None:
-    bob = await far_side.join("bob")
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    await carol.sees("bob")
     await far_side.remove("bob")
     await bob.next()
 
