@@ -20,11 +20,11 @@ DEADLINE = 5.0
 DEAF = ["/bin/sh", "-c", "trap '' TERM; echo deaf; while :; do sleep 60; done"]
 
 PARENT = """
-import sys, time
+import signal, sys
 from tools.child_process import ChildProcess
 child = ChildProcess(["sleep", "60"], env={"PATH": "/usr/bin:/bin"}, output=sys.stdout.fileno())
 print(child.pid, flush=True)
-time.sleep(60)
+signal.pause()
 """
 
 
