@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import httpx
@@ -14,11 +15,25 @@ from livekit import api
 from gateway.__main__ import make_hub, make_server
 from gateway.hub import Hub
 from gateway.rooms.base import Rooms
+from gateway.rooms.tokens import mint
 from gateway.server import Server, listen
 from gateway.settings import Settings
+from tools.livekit_server import LiveKitServer
 
 DEADLINE = 5.0
 """Seconds for anything to happen that a test waits for."""
+
+
+def livekit_token(server: LiveKitServer, room: str, identity: str) -> str:
+    """A token for who joins without a gateway."""
+    return mint(
+        server.api_key,
+        server.api_secret,
+        room=room,
+        identity=identity,
+        hidden=False,
+        ttl=timedelta(minutes=5),
+    )
 
 
 @dataclass(frozen=True, slots=True)

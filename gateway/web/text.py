@@ -49,6 +49,8 @@ HEADER_FIELD_BYTES = 16
 CLIENT_DISCONNECTED = "client_disconnected"
 """Reason of a stream whose sender went away in the middle of its body."""
 
+EXPIRED = "The token has expired; the stream was closed."
+
 INTERRUPTED = "interrupted"
 """Reason of a stream that the gateway gave up, stopped hard or by a defect of its own."""
 
@@ -125,8 +127,8 @@ class TextEndpoint:
     ) -> AsyncGenerator[str]:
         """The body's text as it arrives; a character cut by a chunk border waits for its rest.
 
-        Raises BodyIdle, BodyTooLarge, InvalidText, TokenExpired, ClientDisconnect; and what the connection says
-        if it ends while we wait.
+        Raises BodyIdle, BodyTooLarge, InvalidText, TokenExpired, ClientDisconnect; and what the
+        connection says if it ends while we wait.
         """
         limit = self._settings.max_stream_bytes
         decoder = codecs.getincrementaldecoder("utf-8")()
@@ -145,9 +147,8 @@ class TextEndpoint:
     ) -> bytes | None:
         idle = self._settings.body_idle_timeout
         left = caller.expires_at - time.time()
-        expired = TokenExpired("The token has expired; the stream was closed.")
         if left <= 0:
-            raise expired
+            raise TokenExpired(EXPIRED)
         try:
             async with asyncio.timeout(min(idle, left)) as deadline:
                 wake = partial(_expire, deadline)
@@ -159,7 +160,7 @@ class TextEndpoint:
         except TimeoutError:
             connection.require_up()
             if left <= idle:
-                raise expired from None
+                raise TokenExpired(EXPIRED) from None
             raise BodyIdle(f"No more text came within {idle:g} s; the stream was closed.") from None
 
     async def _whole(self, request: Request) -> bytes:

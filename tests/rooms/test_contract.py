@@ -16,6 +16,7 @@ from gateway.rooms.base import Listener, LostReason, Room, Rooms, TextOptions
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.tokens import mint
+from tests.running_gateway import livekit_token
 from tools.livekit_server import LiveKitServer
 
 DEADLINE = 5.0
@@ -124,14 +125,7 @@ async def _livekit(name: str, server: LiveKitServer) -> AsyncIterator[FarSide]:
         )
 
     def token(identity: str) -> str:
-        return mint(
-            server.api_key,
-            server.api_secret,
-            room=name,
-            identity=identity,
-            hidden=False,
-            ttl=timedelta(minutes=5),
-        )
+        return livekit_token(server, name, identity)
 
     yield FarSide(rooms, name, token, remove, delete, forbid)
     await admin.aclose()

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from gateway.rooms import livekit as livekit_rooms
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.native import ObservableRoom, observable_room
-from gateway.rooms.tokens import mint
 from tests.conftest import Serve
-from tests.running_gateway import DEADLINE, RunningGateway
-from tools.livekit_server import LiveKitServer, start_livekit_server
+from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
+from tools.livekit_server import start_livekit_server
 
 
 class SdkParticipant:
@@ -173,7 +171,7 @@ async def test_a_join_that_was_given_up_does_not_disturb_the_next(
                 lambda event: None, lambda: None, lambda reason: heard.append(f"{name}: {reason}")
             )
 
-        token = _token(server, room, "bob")
+        token = livekit_token(server, room, "bob")
         os.kill(server.pid, signal.SIGSTOP)
         try:
             for attempt in ("first", "second"):
@@ -184,7 +182,7 @@ async def test_a_join_that_was_given_up_does_not_disturb_the_next(
         monkeypatch.setattr(livekit_rooms, "JOIN_TIMEOUT", 10.0)
         joined = await rooms.join(room, "bob", token, (), listener("third"))
         carol = rtc.Room()
-        await carol.connect(server.url, _token(server, room, "carol"))
+        await carol.connect(server.url, livekit_token(server, room, "carol"))
         seen = set(carol.remote_participants)
         await carol.disconnect()
         await joined.leave()
@@ -192,17 +190,6 @@ async def test_a_join_that_was_given_up_does_not_disturb_the_next(
 
     assert seen == {"bob"}
     assert heard == []
-
-
-def _token(server: LiveKitServer, room: str, identity: str) -> str:
-    return mint(
-        server.api_key,
-        server.api_secret,
-        room=room,
-        identity=identity,
-        hidden=False,
-        ttl=timedelta(minutes=5),
-    )
 
 
 async def test_a_text_is_not_sent_through_a_connection_that_joined_hidden(
