@@ -39,10 +39,11 @@ LONGEST_TTL = timedelta(days=3650)
 def make_hub(rooms: Rooms, settings: Settings) -> Hub:
     return Hub(
         rooms,
-        lambda: EventLog(sse.encode, settings.log_bounds, settings.topics),
+        lambda topics: EventLog(sse.encode, settings.log_bounds, topics),
         topics=settings.topics,
         linger=settings.linger,
         max_connections=settings.max_connections,
+        max_rooms_of_identity=settings.max_rooms_of_identity,
     )
 
 

@@ -11,6 +11,7 @@ import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -86,19 +87,23 @@ async def _serve_memory(**changes: object) -> AsyncIterator[RunningGateway]:
 
 
 def _serve_livekit(server: LiveKitServer) -> Serve:
-    @asynccontextmanager
-    async def serve(**changes: object) -> AsyncIterator[RunningGateway]:
-        settings = Settings(server.url, server.api_key, server.api_secret, **changes)  # type: ignore[arg-type]
-        rooms = LiveKitRooms(
-            settings.livekit_url,
-            settings.livekit_api_key,
-            settings.livekit_api_secret,
-            max_stream_bytes=settings.max_stream_bytes,
-        )
-        async with running(rooms, settings) as running_gateway:
-            yield running_gateway
+    return partial(serve_on, server)
 
-    return serve
+
+@asynccontextmanager
+async def serve_on(
+    server: LiveKitServer | None, **changes: object
+) -> AsyncIterator[RunningGateway]:
+    """A gateway in front of that server; of None, in front of an address where nothing listens."""
+    credentials = (
+        ("ws://127.0.0.1:1", "devkey", "secret")
+        if server is None
+        else (server.url, server.api_key, server.api_secret)
+    )
+    settings = Settings(*credentials, **changes)  # type: ignore[arg-type]
+    rooms = LiveKitRooms(*credentials, max_stream_bytes=settings.max_stream_bytes)
+    async with running(rooms, settings) as running_gateway:
+        yield running_gateway
 
 
 def pytest_configure(config: pytest.Config) -> None:
