@@ -54,6 +54,7 @@ bench: install  ## measure latency and rate against a real LiveKit server (about
 lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt
 	$(COMPILE) $(ARGS) --constraints requirements.txt pyproject.toml --group dev --output-file requirements-dev.txt
+	$(COMPILE) $(ARGS) --group agent --output-file requirements-agent.txt
 
 clean:  ## remove .venv and everything that tools left
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
