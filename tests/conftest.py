@@ -9,12 +9,13 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser
 
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
@@ -27,7 +28,10 @@ from tests.agent.running_agent import (
     running_agent,
     running_worker,
 )
-from tests.running_gateway import RunningGateway, running
+from tests.browser.chromium import running_chromium
+from tests.browser.livekit_client import LiveKitClientNotFound, livekit_client as get_livekit_client
+from tests.browser.participant import BrowserParticipant, browser_participant as in_browser
+from tests.running_gateway import RunningGateway, livekit_token, running
 from tools.livekit_server import (
     LiveKitServer,
     LiveKitServerError,
@@ -38,10 +42,12 @@ from tools.livekit_server import (
 Serve = Callable[..., AbstractAsyncContextManager[RunningGateway]]
 AgentIn = Callable[..., AbstractAsyncContextManager[RunningAgent]]
 StartWorker = Callable[..., AbstractAsyncContextManager[RunningWorker]]
+InBrowser = Callable[..., AbstractAsyncContextManager[BrowserParticipant]]
 
 MADE_ONCE: dict[str, Callable[[Callable[[str], None]], Path]] = {
     "livekit_binary": find_livekit_server,
     "agent_python": find_agent_python,
+    "livekit_client": get_livekit_client,
 }
 """What some fixtures need, and how it is got."""
 
@@ -136,6 +142,34 @@ def agent_worker(logged_agents: AgentProgram, livekit: LiveKitServer) -> StartWo
     return partial(running_worker, logged_agents, livekit)
 
 
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A Chromium; tests that use it are marked `needs("chromium")`."""
+    async with running_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def livekit_client() -> Path:
+    """The script of LiveKit's client for browsers; tests that use it are marked `needs("npm")`."""
+    return get_livekit_client(_report)
+
+
+@pytest.fixture
+def browser_participant(
+    browser: Browser, livekit_client: Path, livekit: LiveKitServer
+) -> InBrowser:
+    """Joins a room by WebRTC: `async with browser_participant(room, "bob") as bob`."""
+
+    def join(
+        room: str, identity: str, topics: Sequence[str] = ("lk.chat",), token: str | None = None
+    ) -> AbstractAsyncContextManager[BrowserParticipant]:
+        token = token or livekit_token(livekit, room, identity)
+        return in_browser(browser, livekit_client, livekit.url, token, identity, topics)
+
+    return join
+
+
 @asynccontextmanager
 async def _serve_memory(**changes: object) -> AsyncIterator[RunningGateway]:
     settings = Settings("ws://in-process", "devkey", "secret", **changes)  # type: ignore[arg-type]
@@ -176,7 +210,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     for fixture, make in MADE_ONCE.items():
         if fixture in wanted:
-            with suppress(LiveKitServerError, AgentEnvironmentFailed):
+            with suppress(LiveKitServerError, AgentEnvironmentFailed, LiveKitClientNotFound):
                 make(_report)
 
 
