@@ -34,10 +34,11 @@ def agent_python(report: Callable[[str], None]) -> Path:
 
 def _make(folder: Path) -> None:
     venv.create(folder, with_pip=True)
-    pip = [_python(folder), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    command: list[str | Path] = [_python(folder), "-m", "pip", "install", "--quiet"]
+    command += ["--disable-pip-version-check", "--require-hashes", "--requirement", REQUIREMENTS]
     try:
         installed = subprocess.run(
-            [*pip, "--require-hashes", "--requirement", REQUIREMENTS],
+            command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -47,13 +47,11 @@ async def main(port_file: Path) -> None:
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     order = json.loads(await reader.readline())
-    kind = {"join": _join, "work": _work}[order.pop("order")]
+    kinds: dict[str, Callable[..., Awaitable[None]]] = {"join": _join, "work": _work}
     try:
-        await kind((reader, writer), **order)
-    except Exception:
-        # It reads the end of our connection, and finds this in our log.
-        logging.exception("an order failed")
+        await kinds[order.pop("order")]((reader, writer), **order)
     finally:
+        # An error is logged by asyncio; who gave the order reads the end, and shows the log.
         writer.close()
 
 

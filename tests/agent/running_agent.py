@@ -40,7 +40,7 @@ class AgentProgram:
         self.log = folder / "agents.log"
         self._port_file = folder / "port"
         with self.log.open("wb") as output:
-            command = [python, "-u", PROGRAM, self._port_file]
+            command: list[str | Path] = [python, "-u", PROGRAM, self._port_file]
             self._child = ChildProcess(command, env=_clean_env(), output=output)
         try:
             self._child.wait_until(self._port_file.exists, within=START_SECONDS)

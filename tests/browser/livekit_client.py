@@ -14,9 +14,7 @@ from pathlib import Path
 from tests.cached_folder import cached_folder
 
 VERSION = "2.23.0"
-INTEGRITY = (
-    "sha512-j9Kg86nJjBjNFUD+ukp2jwMCGa0k+YD5gU//RzAM+ZY3pbG631QCte7fQjwqWMmtBzhDJL9nKYuOLMv/9IbAxg=="
-)
+INTEGRITY = "sha512-j9Kg86nJjBjNFUD+ukp2jwMCGa0k+YD5gU//RzAM+ZY3pbG631QCte7fQjwqWMmtBzhDJL9nKYuOLMv/9IbAxg=="
 """Of the package, as `npm view livekit-client@VERSION dist.integrity` tells it."""
 
 DOWNLOAD_SECONDS = 120.0

@@ -5,7 +5,6 @@ import secrets
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
-import pytest
 from livekit import api
 
 from tests.conftest import AgentIn, Serve, StartWorker
@@ -13,7 +12,7 @@ from tests.running_gateway import DEADLINE, RunningGateway
 
 ROOMS = 100
 
-AT_A_TIME = 4
+AT_A_TIME = 5
 """Rooms that are opened at once; with more of them each takes longer, and all together no less."""
 
 
@@ -26,8 +25,6 @@ async def _ask(gateway: RunningGateway, room: str, text: str) -> str:
     assert answer.end is not None
     assert answer.end["complete"]
     return answer.text
-
-
 
 
 async def test_an_agent_answers_the_first_text_of_100_out_of_100(
@@ -47,7 +44,59 @@ async def test_an_agent_answers_the_first_text_of_100_out_of_100(
             async with AsyncExitStack() as agents:
                 # Agents share a process: those that join would hold up those that are asked.
                 rooms = [f"cold-{secrets.token_hex(4)}" for _ in batch]
-                await asyncio.gather(*(agents.enter_async_context(agent_in(room)) for room in rooms))
+                async with asyncio.TaskGroup() as joins:
+                    for room in rooms:
+                        joins.create_task(agents.enter_async_context(agent_in(room)))
                 await asyncio.gather(*map(partial(ask, gateway), batch, rooms))
 
     assert answers == {number: f"You said: question {number}" for number in range(ROOMS)}
+
+
+async def test_an_answer_is_heard_while_the_agent_gives_it(
+    gateway: RunningGateway, agent_in: AgentIn, room: str
+) -> None:
+    async with (
+        agent_in(room) as agent,
+        gateway.events(room, "alice", "lk.transcription") as alice,
+    ):
+        await alice.until("gateway.opened")
+        await agent.hold()
+        await gateway.post(room, "alice", "slowly, please")
+        first = await alice.until("stream.chunk")
+        await agent.release()
+        rest = await alice.until("stream.chunk")
+        closed = await alice.until("stream.closed")
+
+    assert (first.data["text"], rest.data["text"]) == ("You", " said:")
+    assert closed.data["attributes"]["lk.transcription_final"] == "true"
+
+
+async def test_a_worker_is_dispatched_to_the_room_that_a_token_makes(
+    gateway: RunningGateway, agent_worker: StartWorker, room: str
+) -> None:
+    """Held, it is an agent that is still on its way."""
+    async with agent_worker(held=True) as worker:
+        token = _dispatching(gateway, room, worker.agent_name)
+        async with gateway.events(room, "alice", "lk.transcription", token=token) as alice:
+            await alice.until("gateway.opened")
+            await worker.dispatched(room)
+            early = await gateway.post(room, "alice", "nobody is here")
+            await worker.release()
+            await worker.ready(room)
+            await gateway.post(room, "alice", "hello")
+            answer = await alice.text()
+
+    assert early.json()["listeners"] == 0
+    assert answer.text == "You said: hello"
+
+
+def _dispatching(gateway: RunningGateway, room: str, agent_name: str) -> str:
+    """A token that asks for an agent in the room that it makes."""
+    configuration = api.RoomConfiguration(agents=[api.RoomAgentDispatch(agent_name=agent_name)])
+    return (
+        api.AccessToken(gateway.settings.livekit_api_key, gateway.settings.livekit_api_secret)
+        .with_identity("alice")
+        .with_grants(api.VideoGrants(room_join=True, room=room))
+        .with_room_config(configuration)
+        .to_jwt()
+    )
