@@ -5,7 +5,7 @@ import json
 import os
 import secrets
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -74,9 +74,11 @@ class AgentProgram:
             running.send(order, **options)
             yield running
         finally:
-            writer.write_eof()
-            async with asyncio.timeout(EVENT_SECONDS):
-                await reader.read()
+            # The process may have been killed meanwhile, by the test above all.
+            with suppress(ConnectionError):
+                writer.write_eof()
+                async with asyncio.timeout(EVENT_SECONDS):
+                    await reader.read()
             writer.close()
 
     def __enter__(self) -> Self:

@@ -40,7 +40,7 @@ def livekit_client(report: Callable[[str], None]) -> Path:
 def _download(folder: Path) -> Path:
     try:
         packed = subprocess.run(
-            ["npm", "pack", f"livekit-client@{VERSION}"],
+            ["npm", "pack", "--loglevel=error", f"livekit-client@{VERSION}"],
             cwd=folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
