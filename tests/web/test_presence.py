@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from gateway.rooms.base import TextOptions
-from tests.conftest import Serve
+from tests.conftest import InBrowser, Serve
 from tests.guests import guest, join
 from tests.running_gateway import RunningGateway
 
@@ -287,3 +287,69 @@ async def test_wrong_parameters(
         )
 
     assert (answer.status_code, answer.json()["detail"]) == (400, detail)
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.needs("npm")
+async def test_a_browser_on_webrtc_and_http_share_one_identity(
+    serve_livekit: Serve, browser_participant: InBrowser, room: str
+) -> None:
+    async with (
+        serve_livekit() as gateway,
+        guest(gateway, room, "carol") as carol,
+        browser_participant(room, "bob") as browser,
+        gateway.events(room, "bob") as events,
+    ):
+        opened = await events.next()
+        posted = await gateway.post(room, "bob", "by HTTP")
+        by_http = await carol.text()
+        own = await events.text()
+        await carol.sees("bob")
+        await browser.send_text("by WebRTC")
+        by_webrtc = await carol.text()
+        heard = await events.text()
+        await carol.room.send_text("to both", CHAT)
+        texts = [await browser.next_text(), await browser.next_text()]
+        both = await events.text()
+        await browser.leave()
+        gap = await events.until("gateway.gap")
+        await carol.sees("bob")
+        after = await gateway.post(room, "bob", "alone now")
+        assert await carol.text() == ("bob", "alone now")
+
+    assert opened.data["presence"] == "observer"
+    assert posted.status_code == after.status_code == 200
+    assert by_http == ("bob", "by HTTP")
+    assert own.header["local"] is True
+    assert by_webrtc == ("bob", "by WebRTC")
+    assert (heard.text, heard.header["local"]) == ("by WebRTC", False)
+    # What HTTP sends for bob also reaches bob's own browser, as bob's.
+    assert [(text.sender, text.text) for text in texts] == [
+        ("bob", "by HTTP"),
+        ("carol", "to both"),
+    ]
+    assert both.text == "to both"
+    assert gap.data["reason"] == "handover"
+
+
+@pytest.mark.needs("chromium")
+@pytest.mark.needs("npm")
+async def test_a_browser_that_comes_later_takes_over_and_stays(
+    serve_livekit: Serve, browser_participant: InBrowser, room: str
+) -> None:
+    async with (
+        serve_livekit() as gateway,
+        guest(gateway, room, "carol") as carol,
+        gateway.events(room, "bob") as events,
+    ):
+        assert (await events.next()).data["presence"] == "participant"
+        async with browser_participant(room, "bob") as browser:
+            gap = await events.until("gateway.gap")
+            await gateway.post(room, "bob", "by HTTP")
+            await carol.room.send_text("to both", CHAT)
+            texts = {(await browser.next_text()).text for _ in range(2)}
+            heard = [(await events.text()).text for _ in range(2)]
+
+    assert gap.data["reason"] == "handover"
+    assert texts == {"by HTTP", "to both"}
+    assert sorted(heard) == ["by HTTP", "to both"]
