@@ -148,6 +148,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     token.add_argument("--room", required=True, type=_name)
     token.add_argument("--identity", required=True, type=_name)
     token.add_argument("--hidden", action="store_true", help="unseen by others; reads, never sends")
+    token.add_argument(
+        "--admin", action="store_true", help="reads and sends unseen, registers topics (roomAdmin)"
+    )
     token.add_argument("--ttl", type=_ttl, default=_ttl(DEFAULT_TTL), help="like 90s, 30m, 6h, 7d")
     return parser.parse_args(argv)
 
@@ -177,6 +180,7 @@ def main(argv: list[str]) -> int:
                 room=arguments.room,
                 identity=arguments.identity,
                 hidden=arguments.hidden,
+                admin=arguments.admin,
                 ttl=arguments.ttl,
             )
         )

@@ -205,6 +205,14 @@ class Connection(ABC):
         if self._ended is not None:
             raise LiveKitUnavailable(f"The connection to LiveKit has ended ({self._ended}).")
 
+    def require_received(self) -> None:
+        """Raises LiveKitUnavailable while what is known of the room is not up to date."""
+        self.require_up()
+        if isinstance(self._condition, RoomReconnecting):
+            raise LiveKitUnavailable(
+                "The connection to LiveKit is broken; who is there is not known."
+            )
+
     def watch_end(self, wake: Callable[[], None]) -> None:
         """Calls `wake` when the connection ends, at once if it has, until `unwatch_end`: for who
         waits for a sender."""
@@ -220,6 +228,10 @@ class Connection(ABC):
     def unwatch_end(self, wake: Callable[[], None]) -> None:
         self._end_watchers.discard(wake)
 
+    @property
+    def has_room_for_topics(self) -> bool:
+        return len(self.log.topics) < MAX_TOPICS
+
     def register_topic(self, topic: str) -> None:
         """From now on the topic's streams are received and logged, with or without subscribers.
 
@@ -228,7 +240,7 @@ class Connection(ABC):
         self.require_up()
         if self.log.is_registered(topic):
             return
-        if len(self.log.topics) >= MAX_TOPICS:
+        if not self.has_room_for_topics:
             raise TooManyTopics(f"This participant receives {MAX_TOPICS} topics already.")
         self._receive(topic)
         self.log.register_topic(topic)
@@ -286,7 +298,11 @@ class Connection(ABC):
         return stream
 
     async def until_agent_listens(self, seconds: float) -> None:
-        """Waits for an agent that is in the room and has begun to listen. Raises AgentUnavailable."""
+        """Waits for an agent that is in the room and has begun to listen.
+
+        Raises AgentUnavailable; and at once what sending would raise now.
+        """
+        self._require_sending_room()
         changed = asyncio.Event()
         self.log.watch(changed.set)
         try:
@@ -403,7 +419,7 @@ class Connection(ABC):
     def _position_before(self, topic: str) -> str:
         """Where to follow a text from that is sent now. Its topic is received from here on, as long as
         there is room for it: a sender with a topic for each text is not stopped by that."""
-        if len(self.log.topics) < MAX_TOPICS:
+        if self.has_room_for_topics:
             self.register_topic(topic)
         return str(self.log.head)
 

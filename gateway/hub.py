@@ -187,11 +187,15 @@ class Hub:
             return False
         async with AsyncExitStack() as holding:
             await holding.enter_async_context(self.observer(room))
+            if topic in self._room_topics(room):
+                return False  # somebody else was as fast
             registered = self._registered.get(room)
             if registered is not None and len(registered.topics) >= MAX_REGISTERED_TOPICS:
                 raise TooManyTopics(f"{MAX_REGISTERED_TOPICS} topics are registered for this room.")
             for slot in self._slots_in(room):
-                slot.connection.register_topic(topic)
+                # A participant that receives as many as we let it does not keep the others from it.
+                if slot.key.identity is None or slot.connection.has_room_for_topics:
+                    slot.connection.register_topic(topic)
             if registered is None:
                 registered = self._registered[room] = _Registered(holding.pop_all())
             registered.topics[topic] = None

@@ -7,6 +7,7 @@ open: it waits for the room, sees it end, and is there again when it comes back.
 import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Literal
 
 from gateway.connection import Append, Connection
@@ -19,6 +20,7 @@ from gateway.events import (
     RoomClosed,
     RoomWaiting,
     StreamEvent,
+    StreamOpened,
 )
 from gateway.joins import Backoff, JoinGate
 from gateway.link import Link
@@ -40,11 +42,13 @@ class Tap:
 
     def __init__(
         self,
+        identity: str,
         emit: Callable[[StreamEvent | ParticipantEvent], None],
         reconnecting: Callable[[], None],
         reconnected: Callable[[], None],
         lost: Callable[[LostReason], None],
     ) -> None:
+        self.identity = identity
         self.emit = emit
         self.reconnecting = reconnecting
         self.reconnected = reconnected
@@ -110,10 +114,11 @@ class Observer(Connection):
             self._absence_watchers.discard(watcher)
 
     def publish(self, event: StreamEvent) -> None:
-        """Shows everybody a text of ours, which LiveKit does not return to us."""
-        self.log.append(event)
+        """Shows everybody a text of ours, which LiveKit does not return to us; `local` to its sender."""
+        others = replace(event, local=False) if isinstance(event, StreamOpened) else event
+        self.log.append(others)
         for tap in tuple(self._taps):
-            tap.emit(event)
+            tap.emit(event if tap.identity == event.participant_identity else others)
 
     async def live(self, started: Callable[[], None]) -> None:
         begun = False

@@ -174,7 +174,9 @@ class ParticipantSession(Connection):
             room = observer.room
             if room is None:
                 raise LiveKitUnavailable("The room cannot be observed now.")
-            tap = Tap(self._on_tapped, self._broken, self._whole, self._on_observer_lost)
+            tap = Tap(
+                self.identity, self._on_tapped, self._broken, self._whole, self._on_observer_lost
+            )
             with observer.tapped(tap):
                 self._observer = observer
                 self._removed = False

@@ -32,7 +32,6 @@ def livekit_token(server: LiveKitServer, room: str, identity: str) -> str:
         server.api_secret,
         room=room,
         identity=identity,
-        hidden=False,
         ttl=timedelta(minutes=5),
     )
 

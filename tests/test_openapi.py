@@ -536,9 +536,7 @@ def test_challenges_and_waits_are_documented_where_they_are_sent() -> None:
         for operation in _operations(path).values():
             for status, response in operation["responses"].items():
                 headers = _resolved(response).get("headers", {})
-                # LiveKit, which calls this one, would not know what to do with a challenge.
-                challenged = status in ("401", "403") and path != WEBHOOK
-                assert ("WWW-Authenticate" in headers) == challenged, path
+                assert ("WWW-Authenticate" in headers) == (status in ("401", "403")), path
                 assert ("Retry-After" in headers) == (status in ("429", "503", "504")), path
 
 

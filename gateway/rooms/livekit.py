@@ -409,6 +409,7 @@ class _LiveKitRoom(Room):
     async def _announce(self) -> None:
         echoed = asyncio.Event()
         room = self.sdk_room
+        begun = time.monotonic()
         if isinstance(room, ObservableRoom):
             room.on_participants_updated = lambda identities: (
                 echoed.set() if self.identity in identities else None
@@ -430,7 +431,8 @@ class _LiveKitRoom(Room):
             if isinstance(room, ObservableRoom):
                 room.on_participants_updated = None
         if any(_kind(other) == AGENT for other in room.remote_participants.values()):
-            await asyncio.sleep(AGENT_SETTLING)
+            # A machine that is slow to echo is slow to tell the agent, too.
+            await asyncio.sleep(max(AGENT_SETTLING, 2 * (time.monotonic() - begun)))
 
     async def _ready_to_send(self, sender: str | None) -> None:
         if self._announced is not None:

@@ -6,10 +6,20 @@ from livekit import api
 
 
 def mint(
-    api_key: str, api_secret: str, *, room: str, identity: str, hidden: bool, ttl: timedelta
+    api_key: str,
+    api_secret: str,
+    *,
+    room: str,
+    identity: str,
+    ttl: timedelta,
+    hidden: bool = False,
+    admin: bool = False,
 ) -> str:
-    """A token with which `identity` may join `room`, read and send; a hidden one only reads."""
-    grants = api.VideoGrants(room_join=True, room=room, hidden=True if hidden else None)
+    """A token with which `identity` may join `room`, read and send; a hidden one only reads, an
+    administrator's also does so without being in the room, and registers topics."""
+    grants = api.VideoGrants(
+        room_join=True, room=room, hidden=hidden or None, room_admin=admin or None
+    )
     return (
         api.AccessToken(api_key, api_secret)
         .with_identity(identity)

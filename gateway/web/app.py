@@ -55,9 +55,10 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
         routes=[
             Route("/rooms/{room:segment}/text", text.post, methods=["POST"]),
             Route("/rooms/{room:segment}/topics", topics.get),
-            Route("/rooms/{room:segment}/topics/{topic:segment}", topics.put, methods=["PUT"]),
             Route(
-                "/rooms/{room:segment}/topics/{topic:segment}", topics.delete, methods=["DELETE"]
+                "/rooms/{room:segment}/topics/{topic:segment}",
+                topics.change,
+                methods=["PUT", "DELETE"],
             ),
             Route("/rooms/{room:segment}/topics/{topic:segment}/events", events.get),
             Route("/rooms/{room:segment}/participants", participants.get),

@@ -115,7 +115,9 @@ class EventStreamEndpoint:
         if presence is Presence.JOIN:
             return await stack.enter_async_context(self._hub.session(caller))
         await self._hub.require_may_read_unseen(caller)
-        return await stack.enter_async_context(self._hub.observer(caller.room))
+        observer = await stack.enter_async_context(self._hub.observer(caller.room))
+        await observer.look()
+        return observer
 
     def _leave(self) -> None:
         self._open -= 1

@@ -45,6 +45,7 @@ _CHALLENGES: Mapping[type[GatewayError], str] = {
     errors.TokenMissing: CHALLENGE,
     errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
     errors.TokenExpired: f'{CHALLENGE}, error="invalid_token"',
+    errors.WebhookInvalid: f'{CHALLENGE}, error="invalid_token"',
     errors.Forbidden: f'{CHALLENGE}, error="insufficient_scope"',
 }
 

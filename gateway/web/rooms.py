@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.auth import Caller, TokenVerifier
+from gateway.auth import TokenVerifier
 from gateway.connection import Connection
 from gateway.errors import IdentityMismatch
 from gateway.hub import Hub
@@ -35,22 +35,17 @@ class TopicsEndpoint:
         caller.require_can_subscribe()
         return JSONResponse({"topics": self._hub.topics(caller)}, headers=NO_STORE)
 
-    async def put(self, request: Request) -> Response:
-        """201 where it was not registered before, else 204."""
-        caller = self._administrator(request)
-        topic = reading_topic(request.path_params["topic"])
-        new = await self._hub.register_topic(caller.room, topic)
-        return Response(status_code=201 if new else 204, headers=NO_STORE)
-
-    async def delete(self, request: Request) -> Response:
-        caller = self._administrator(request)
-        await self._hub.drop_topic(caller.room, reading_topic(request.path_params["topic"]))
-        return Response(status_code=204, headers=NO_STORE)
-
-    def _administrator(self, request: Request) -> Caller:
+    async def change(self, request: Request) -> Response:
+        """PUT registers the topic (201 where it was not registered before, else 204), DELETE drops it."""
         caller = authenticate(request, Query(request, ()), self._verifier)
         caller.require_room_admin()
-        return caller
+        topic = reading_topic(request.path_params["topic"])
+        new = False
+        if request.method == "PUT":
+            new = await self._hub.register_topic(caller.room, topic)
+        else:
+            await self._hub.drop_topic(caller.room, topic)
+        return Response(status_code=201 if new else 204, headers=NO_STORE)
 
 
 class ParticipantsEndpoint:
@@ -64,11 +59,15 @@ class ParticipantsEndpoint:
         query = Query(request, ("presence",))
         caller = authenticate(request, query, self._verifier)
         caller.require_can_subscribe()
-        if presence_of(query.one("presence")) is Presence.JOIN:
+        presence = presence_of(query.one("presence"))
+        if request.method == "HEAD":
+            return JSONResponse(None, headers=NO_STORE)  # joins nothing, as that of an event stream
+        if presence is Presence.JOIN:
             async with self._hub.session(caller) as session:
                 return _listed(session)
         await self._hub.require_may_read_unseen(caller)
         async with self._hub.observer(caller.room) as observer:
+            await observer.look()
             return _listed(observer)
 
     async def delete(self, request: Request) -> Response:
@@ -82,6 +81,7 @@ class ParticipantsEndpoint:
 
 def _listed(connection: Connection) -> Response:
     """The list, and the position from which to follow its changes (`participants=1`)."""
+    connection.require_received()
     participants = [_members(participant) for participant in connection.participants]
     answer = {"participants": participants, "position": str(connection.log.head)}
     return JSONResponse(answer, headers=NO_STORE)

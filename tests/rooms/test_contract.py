@@ -368,7 +368,7 @@ async def test_a_server_that_is_not_there_is_told_as_such() -> None:
 async def test_a_refused_token_is_told_as_such_and_not_shown(livekit: LiveKitServer) -> None:
     secret = "not the secret, but one of at least 32 bytes"
     rooms = LiveKitRooms(livekit.url, "devkey", secret, max_stream_bytes=1)
-    token = mint("devkey", secret, room="r", identity="i", hidden=False, ttl=timedelta(minutes=1))
+    token = mint("devkey", secret, room="r", identity="i", ttl=timedelta(minutes=1))
     with pytest.raises(JoinFailed) as error:
         await rooms.join("r", "i", token, (), _DEAF)
     with pytest.raises(JoinFailed, match="refuses"):

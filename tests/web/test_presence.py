@@ -353,3 +353,47 @@ async def test_a_browser_that_comes_later_takes_over_and_stays(
     assert gap.data["reason"] == "handover"
     assert texts == {"by HTTP", "to both"}
     assert sorted(heard) == ["by HTTP", "to both"]
+
+
+async def test_a_text_is_local_to_its_sender_alone(serve: Serve, room: str) -> None:
+    """Over the observer, which carries both, and shows what it sends to all whom it carries."""
+    async with serve() as gateway, guest(gateway, room, "bob"), guest(gateway, room, "carol"):
+        admin = gateway.token("admin", room, room_admin=True)
+        async with (
+            gateway.events(room, "bob") as bob,
+            gateway.events(room, "carol") as carol,
+            gateway.events(room, "admin", token=admin, presence="none") as operator,
+        ):
+            for events in (bob, carol, operator):
+                assert (await events.next()).data["presence"] == "observer"
+            await gateway.post(room, "bob", "hi")
+            local = [(await events.text()).header["local"] for events in (bob, carol, operator)]
+
+    assert local == [True, False, False]
+
+
+async def test_waiting_for_an_agent_in_a_room_that_does_not_exist_is_no_waiting(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway:
+        answer = await gateway.client.post(
+            f"/rooms/{room}/text?presence=none&agent_timeout=30",
+            content="?",
+            headers={
+                "Authorization": f"Bearer {gateway.token('admin', room, room_admin=True)}",
+                "Content-Type": "text/plain",
+            },
+        )
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "room_not_open")
+
+
+async def test_no_agent_in_time_is_told_and_nothing_is_sent(serve: Serve, room: str) -> None:
+    async with serve() as gateway, guest(gateway, room, "carol") as carol:
+        begun = await gateway.post(room, "bob", "lost?", agent_timeout="0.1")
+        await gateway.post(room, "bob", "not lost")
+        text = await carol.text()
+
+    assert (begun.status_code, begun.json()["code"]) == (504, "agent_unavailable")
+    assert int(begun.headers["retry-after"]) > 0
+    assert text == ("bob", "not lost")

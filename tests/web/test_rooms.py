@@ -164,3 +164,24 @@ async def test_a_topic_registered_before_the_room_exists_is_heard_from_its_begin
 
     assert existed is False
     assert text.text == "unread"
+
+
+async def test_head_of_participants_joins_nothing(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        answer = await gateway.client.head(
+            f"/rooms/{room}/participants", headers=gateway.bearer("bob", room)
+        )
+        existed = await gateway.rooms.room_exists(room)
+
+    assert answer.status_code == 200
+    assert existed is False
+
+
+async def test_a_topic_says_what_it_takes(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        answer = await gateway.client.get(
+            f"/rooms/{room}/topics/later", headers=gateway.bearer("bob", room)
+        )
+
+    assert answer.status_code == 405
+    assert set(answer.headers["allow"].split(", ")) == {"PUT", "DELETE"}
