@@ -14,7 +14,7 @@ from gateway.errors import LiveKitUnavailable
 from gateway.rooms import livekit as livekit_rooms
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
-from gateway.rooms.native import ObservableRoom, observable_room
+from gateway.rooms.native import NativeRoom, cured_room
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
 from tools.livekit_server import start_livekit_server
@@ -250,7 +250,7 @@ def _sdk_room(gateway: RunningGateway) -> rtc.Room:
 
 
 def test_the_installed_sdk_has_the_parts_that_we_override() -> None:
-    assert observable_room() is ObservableRoom
+    assert cured_room() is NativeRoom
 
 
 def test_without_them_the_stock_room_is_used_with_one_warning(
