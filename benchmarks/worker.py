@@ -21,6 +21,7 @@ from benchmarks.receivers import Receiver, listen, subscribe
 from benchmarks.senders import (
     TOPIC,
     HttpSender,
+    RoomsSender,
     SdkSender,
     Sender,
     at_once,
@@ -28,6 +29,8 @@ from benchmarks.senders import (
     piecewise,
     until_heard,
 )
+from gateway.rooms.base import Listener
+from gateway.rooms.livekit import LiveKitRooms
 
 Command = Callable[..., Awaitable[Any]]
 
@@ -40,6 +43,8 @@ class Place:
     gateway_port: int
     room: str
     token: str
+    api_key: str
+    api_secret: str
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,6 +66,17 @@ async def sdk_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
         yield _sender_commands(sender)
     finally:
         await sender.close()
+
+
+@contextlib.asynccontextmanager
+async def rooms_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    rooms = LiveKitRooms(place.livekit_url, place.api_key, place.api_secret, max_stream_bytes=1)
+    sender = RoomsSender(await rooms.join(place.room, "sender", place.token, (), DEAF))
+    try:
+        yield _sender_commands(sender)
+    finally:
+        await sender.close()
+        await rooms.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -86,9 +102,12 @@ async def sdk_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
         await room.disconnect()
 
 
+DEAF = Listener(lambda event: None, lambda: None, lambda reason: None)
+
 ROLES = {
     "http_sender": http_sender,
     "sdk_sender": sdk_sender,
+    "rooms_sender": rooms_sender,
     "http_receiver": http_receiver,
     "sdk_receiver": sdk_receiver,
 }

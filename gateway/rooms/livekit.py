@@ -6,8 +6,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -215,8 +215,8 @@ class _LiveKitRoom(Room):
 
     async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
         await self._ready_to_send()
-        async with self.taking():
-            return await native.send_text(self.sdk_room, text, options)
+        with self._translating():
+            return await native.send_text(self.sdk_room, text, options, within=SEND_TIMEOUT)
 
     async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
         await self._ready_to_send()
@@ -226,13 +226,16 @@ class _LiveKitRoom(Room):
 
     @asynccontextmanager
     async def taking(self, within: float = SEND_TIMEOUT) -> AsyncIterator[None]:
-        """Around every call that hands something to LiveKit: bounded, its errors made ours.
-
-        AssertionError and RuntimeError are the SDK's words for a writer whose connection has ended.
-        """
-        try:
+        """Around every call that hands a piece of a stream to LiveKit: bounded, its errors made ours."""
+        with self._translating():
             async with asyncio.timeout(within):
                 yield
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """AssertionError and RuntimeError are the SDK's words for a connection that has ended."""
+        try:
+            yield
         except (rtc.StreamError, TimeoutError, AssertionError, RuntimeError) as error:
             raise LiveKitUnavailable(
                 "LiveKit did not take the text; whether it arrived is not known."

@@ -18,6 +18,7 @@ the stock room is used, and one warning says what is lost.
 import asyncio
 import ctypes
 import logging
+import math
 import os
 import signal
 from collections import deque
@@ -36,6 +37,13 @@ sdk_logger = logging.getLogger("livekit")
 
 ABANDONED = "sender_gave_up"
 """The reason that receivers see of a stream whose opening took longer than its sender waited."""
+
+MAX_IN_FLIGHT = 64
+"""Texts of one connection that the library works on at once; the others wait, in their order. It takes
+what it is given without a bound; more at once are not sent faster (figures: from 4 on)."""
+
+SWEEP = 1.0
+"""Seconds between two looks for sends that have waited too long."""
 
 Key = tuple[str, int]
 """The kind of a native event, and the handle or id in it that says for whom it is."""
@@ -74,13 +82,26 @@ async def send_text(
     *,
     sender_identity: str | None = None,
     stream_id: str | None = None,
+    within: float,
 ) -> StreamHeader:
     """One stream with the whole text; returns when the SDK has taken it.
 
-    `sender_identity`: on behalf of whom; the server lets agents do that. Raises rtc.StreamError.
+    `sender_identity`: on behalf of whom; the server lets agents do that. Raises rtc.StreamError, and
+    TimeoutError after `within` seconds.
     """
     if isinstance(room, NativeRoom):
-        return await room.send_text(text, options, sender_identity, stream_id)
+        return await room.send_text(text, options, sender_identity, stream_id, within)
+    async with asyncio.timeout(within):
+        return await _send_stock(room, text, options, sender_identity, stream_id)
+
+
+async def _send_stock(
+    room: rtc.Room,
+    text: str,
+    options: TextOptions,
+    sender_identity: str | None,
+    stream_id: str | None,
+) -> StreamHeader:
     if sender_identity is None and stream_id is None:
         info = await room.local_participant.send_text(
             text,
@@ -129,6 +150,8 @@ class _Dispatch:
         self._arrived: deque[bytes] = deque()
         self._scheduled = False
         self._loop: Any = None
+        self._waiting: dict[asyncio.Future[Any], float] = {}
+        self._sweeping = False
         self._routes: dict[Key, Callable[[Any], None]] = {}
         # Kept for the life of the process: the library's threads may call it until the very end.
         self._callback: Any = None
@@ -138,7 +161,8 @@ class _Dispatch:
             # What is left is of an earlier loop, which has ended with its rooms.
             self._arrived.clear()
             self._routes.clear()
-            self._scheduled = False
+            self._waiting.clear()
+            self._scheduled = self._sweeping = False
             self._loop = loop
         if self._callback is None:
             # With its log off the library writes errors on standard error by itself, tokens and all,
@@ -157,11 +181,14 @@ class _Dispatch:
     def unroute(self, key: Key) -> None:
         self._routes.pop(key, None)
 
-    async def ask(self, request: Any, asked: str, answered: str) -> Any:
-        """Makes the native request `asked` and returns the event `answered`. Raises rtc.StreamError."""
+    async def ask(self, request: Any, asked: str, answered: str, deadline: float = math.inf) -> Any:
+        """Makes the native request `asked` and returns the event `answered`.
+
+        Raises rtc.StreamError, or TimeoutError within a sweep of `deadline`, a time of the loop.
+        """
         response = ffi_client.FfiClient.instance.request(request)
         key = (answered, getattr(response, asked).async_id)
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Any] = self._loop.create_future()
 
         def take(event: Any) -> None:
             self.unroute(key)
@@ -171,18 +198,37 @@ class _Dispatch:
                 answer.set_result(event)
 
         self.route(key, take)
+        self._wait(answer, deadline)
         try:
             event = await answer
         except asyncio.CancelledError:
             if not answer.cancelled():
                 _abandon(answer.result())
-            elif answered != "text_stream_open":
-                self.unroute(key)
             raise
+        finally:
+            self._waiting.pop(answer, None)
+            if answered != "text_stream_open":  # which may still have to be abandoned
+                self.unroute(key)
         body = getattr(event, answered)
         if body.HasField("error"):
             raise rtc.StreamError(body.error.description)
         return event
+
+    def _wait(self, answer: asyncio.Future[Any], deadline: float) -> None:
+        self._waiting[answer] = deadline
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        """One timer for all that wait: one for each send costs as much as a tenth of the send."""
+        self._sweeping = bool(self._waiting)
+        if self._sweeping:
+            self._loop.call_later(SWEEP, self._sweep)
+        now = self._loop.time()
+        for answer, deadline in self._waiting.items():
+            if deadline < now and not answer.done():
+                answer.set_exception(TimeoutError())
 
     def _on_arrival(self, data: Any, length: int) -> None:
         """Called on the library's threads, which wait for the interpreter meanwhile: so it is short."""
@@ -276,6 +322,7 @@ class NativeRoom(rtc.Room):
     def __init__(self) -> None:
         super().__init__()
         self.on_participants_updated: Callable[[list[str]], None] | None = None
+        self._sending = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def connect(self, url: str, token: str, options: rtc.RoomOptions = _NO_OPTIONS) -> None:
         await super().connect(url, token, options)
@@ -302,7 +349,12 @@ class NativeRoom(rtc.Room):
         return handle
 
     async def send_text(
-        self, text: str, options: TextOptions, sender_identity: str | None, stream_id: str | None
+        self,
+        text: str,
+        options: TextOptions,
+        sender_identity: str | None,
+        stream_id: str | None,
+        within: float,
     ) -> StreamHeader:
         request = ffi_pb2.FfiRequest()
         send = request.send_text
@@ -317,7 +369,16 @@ class NativeRoom(rtc.Room):
             send.options.id = stream_id
         send.options.compress = True  # where every receiver can undo it; so does the stock SDK
         send.options.sender_identity = sender_identity or self.local_participant.identity
-        answer = await _dispatch.ask(request, "send_text", "send_text")
+        deadline = self._loop.time() + within
+        if self._sending.locked():
+            async with asyncio.timeout_at(deadline):
+                await self._sending.acquire()
+        else:
+            await self._sending.acquire()
+        try:
+            answer = await _dispatch.ask(request, "send_text", "send_text", deadline)
+        finally:
+            self._sending.release()
         return StreamHeader(answer.send_text.info.stream_id, answer.send_text.info.timestamp)
 
     def _on_room_event(self, event: Any) -> None:
