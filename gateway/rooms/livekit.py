@@ -6,8 +6,8 @@ import math
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import aiohttp
@@ -67,6 +67,11 @@ _LOST = {
     rtc.DisconnectReason.ROOM_DELETED: LostReason.ROOM_CLOSED,
     rtc.DisconnectReason.ROOM_CLOSED: LostReason.ROOM_CLOSED,
 }
+
+_NOT_TAKEN = (rtc.StreamError, TimeoutError, AssertionError, RuntimeError)
+"""The last two are the SDK's words for a connection that has ended."""
+
+NOT_TAKEN = "LiveKit did not take the text; whether it arrived is not known."
 
 _API_ERRORS = (api.ServerError, aiohttp.ClientError, TimeoutError)
 
@@ -215,8 +220,12 @@ class _LiveKitRoom(Room):
 
     async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
         await self._ready_to_send()
-        with self._translating():
+        try:
             return await native.send_text(self.sdk_room, text, options, within=SEND_TIMEOUT)
+        except _NOT_TAKEN as error:
+            raise LiveKitUnavailable(NOT_TAKEN) from error
+        finally:
+            self._sent_at = time.monotonic()
 
     async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
         await self._ready_to_send()
@@ -227,19 +236,11 @@ class _LiveKitRoom(Room):
     @asynccontextmanager
     async def taking(self, within: float = SEND_TIMEOUT) -> AsyncIterator[None]:
         """Around every call that hands a piece of a stream to LiveKit: bounded, its errors made ours."""
-        with self._translating():
+        try:
             async with asyncio.timeout(within):
                 yield
-
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        """AssertionError and RuntimeError are the SDK's words for a connection that has ended."""
-        try:
-            yield
-        except (rtc.StreamError, TimeoutError, AssertionError, RuntimeError) as error:
-            raise LiveKitUnavailable(
-                "LiveKit did not take the text; whether it arrived is not known."
-            ) from error
+        except _NOT_TAKEN as error:
+            raise LiveKitUnavailable(NOT_TAKEN) from error
         finally:
             self._sent_at = time.monotonic()
 
