@@ -10,10 +10,10 @@ SOURCES := $(wildcard gateway tests tools benchmarks)
 TEST_PROGRAMS := chromium nginx npm redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-deps check format bench lock clean
+.PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-joins bench-cold lock clean
 
 help:       ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv with everything in requirements-dev.txt (PYTHON=python3.12 picks the interpreter)
 
@@ -50,6 +50,18 @@ format: install  ## format the code, and fix what the linter can fix
 
 bench: install  ## measure latency and rate against a real LiveKit server (about 2 minutes)
 	@$(VENV)/bin/python -m benchmarks.way_through $(ARGS)
+
+bench-rooms: install  ## measure what open rooms cost, beside the SDK alone (about 7 minutes)
+	@$(VENV)/bin/python -m benchmarks.open_rooms $(ARGS)
+
+bench-send: install  ## measure how many texts a connection sends, beside the SDK alone (about 2 minutes)
+	@$(VENV)/bin/python -m benchmarks.send_rate $(ARGS)
+
+bench-joins: install  ## measure memory over 1,000 joins and leaves, beside the SDK alone (about 5 minutes)
+	@$(VENV)/bin/python -m benchmarks.joins $(ARGS)
+
+bench-cold: install  ## measure the first POST in a new room, beside a join by the SDK (about 1 minute)
+	@$(VENV)/bin/python -m benchmarks.cold_post $(ARGS)
 
 lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt

@@ -28,6 +28,18 @@ def _cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def memory(pid: int | str = "self") -> int:
+    """Bytes that the process holds in memory; 0 where there is no /proc."""
+    statm = _PROC / str(pid) / "statm"
+    return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else 0
+
+
+def allow_many_files() -> None:
+    """A LiveKit connection takes a hundred descriptors, and the server's end of it some too."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class Quiet:
     """How quiet the machine was: what others than us and our children used of it since we began."""
 

@@ -11,6 +11,7 @@ from livekit import rtc
 
 from benchmarks.http_client import KeptConnection
 from benchmarks.texts import stamped
+from gateway.rooms.base import Room, TextOptions
 
 TOPIC = "bench"
 
@@ -93,6 +94,31 @@ class SdkSender(Sender):
 
     async def close(self) -> None:
         await self._room.disconnect()
+
+
+class RoomsSender(Sender):
+    """The gateway's way to LiveKit, without HTTP before it."""
+
+    def __init__(self, room: Room) -> None:
+        self._room = room
+
+    async def open_lanes(self, count: int) -> None:
+        """Calls need no preparation."""
+
+    async def is_heard(self) -> bool:
+        return bool(self._room.identities)
+
+    async def send(self, text: str, lane: int) -> None:
+        await self._room.send_text(text, TextOptions(TOPIC))
+
+    @asynccontextmanager
+    async def streaming(self) -> AsyncIterator[Write]:
+        writer = await self._room.open_text_stream(TextOptions(TOPIC))
+        yield writer.write
+        await writer.close()
+
+    async def close(self) -> None:
+        await self._room.leave()
 
 
 async def until_heard(sender: Sender, lanes: int) -> None:

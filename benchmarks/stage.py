@@ -44,7 +44,7 @@ class Stage:
     api_secret: str
     gateway_port: int
     pids: dict[str, int]
-    """Of the LiveKit server and of the gateway."""
+    """Of the LiveKit server, and of the gateway if there is one."""
 
     def place(self, room: str, identity: str) -> Place:
         token = mint(
@@ -54,12 +54,14 @@ class Stage:
             identity=identity,
             ttl=TOKEN_TTL,
         )
-        return Place(self.livekit_url, self.gateway_port, room, token)
+        return Place(
+            self.livekit_url, self.gateway_port, room, token, self.api_key, self.api_secret
+        )
 
 
 @contextmanager
-def staged() -> Iterator[Stage]:
-    """A LiveKit server and a gateway on free ports, ended with the context."""
+def staged(*, gateway: bool = True) -> Iterator[Stage]:
+    """A LiveKit server on free ports, with a gateway in front of it or without, ended with the context."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         log = Path(folder, "livekit-server.log")
         binary = find_livekit_server(report)
@@ -73,9 +75,14 @@ def staged() -> Iterator[Stage]:
                 "LIVEKIT_API_SECRET": livekit.api_secret,
                 "GATEWAY_PORT": str(port),
             }
-            with _gateway(environment, port, Path(folder, "gateway.log")) as gateway:
-                pids = {"gateway": gateway.pid, "livekit-server": livekit.pid}
-                yield Stage(livekit.url, livekit.api_key, livekit.api_secret, port, pids)
+            pids = {"livekit-server": livekit.pid}
+            stage = Stage(livekit.url, livekit.api_key, livekit.api_secret, port, pids)
+            if not gateway:
+                yield stage
+                return
+            with _gateway(environment, port, Path(folder, "gateway.log")) as child:
+                pids["gateway"] = child.pid
+                yield stage
 
 
 @contextmanager

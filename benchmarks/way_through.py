@@ -4,21 +4,17 @@ One run on one real LiveKit server, over the loopback interface. Both ways take 
 rounds, so that whatever else the machine does falls on both. Prints Markdown on standard output.
 """
 
-import asyncio
 import sys
 import time
-import warnings
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from statistics import median
 
-from jwt.warnings import InsecureKeyLengthWarning
-
 from benchmarks import machine
-from benchmarks.stage import Stage, Worker, WorkerFailed, report, staged, working
+from benchmarks.runner import markdown, run
+from benchmarks.stage import Stage, Worker, report, working
 from benchmarks.texts import TEXT_BYTES
-from tools.livekit_server import LiveKitServerError
 
 WARM_UP = 100
 """Texts before the first round that counts: connections, caches, and the allocator's first pages."""
@@ -136,7 +132,7 @@ class Figures:
     """By texts in flight."""
 
 
-async def measure(stage: Stage) -> Figures:
+async def measure(stage: Stage) -> str:
     async with AsyncExitStack() as stack:
         report("Latency: opening both ways")
         gateway = await stack.enter_async_context(
@@ -161,7 +157,7 @@ async def measure(stage: Stage) -> Figures:
         for lanes in LANES:
             report(f"Rate: {lanes} in flight")
             load[lanes] = await compare(gateway, sdk, LOAD_ROUNDS, "at_once", LOAD_TEXTS, lanes)
-    return Figures(alone, pieces, load)
+    return tables(Figures(alone, pieces, load))
 
 
 # The tables
@@ -195,7 +191,7 @@ def _latency_table(compared: Compared) -> str:
         p50, p99 = (median(each.percentile(percent) for each in rounds) for percent in (50, 99))
         worst = max(each.percentile(100) for each in rounds)
         rows.append((name, f"{p50:.2f}", f"{p99:.2f}", f"{worst:.2f}", _arrived(rounds)))
-    return _markdown(("way", "p50 ms", "p99 ms", "slowest ms", "arrived"), rows)
+    return markdown(("way", "p50 ms", "p99 ms", "slowest ms", "arrived"), rows)
 
 
 def _rate_table(load: dict[int, Compared]) -> str:
@@ -212,7 +208,7 @@ def _rate_table(load: dict[int, Compared]) -> str:
             )
         )
     header = ("in flight", "POSTs/s", "SDK send_text/s", "POST of SDK", "arrived (POST; SDK)")
-    return _markdown(header, rows)
+    return markdown(header, rows)
 
 
 def _cpu_table(load: dict[int, Compared]) -> str:
@@ -226,7 +222,7 @@ def _cpu_table(load: dict[int, Compared]) -> str:
         )
         for name, rounds in _named(load)
     ]
-    return _markdown(("", *names, "sender of one core", "all of all cores"), rows)
+    return markdown(("", *names, "sender of one core", "all of all cores"), rows)
 
 
 def _remark(load: dict[int, Compared]) -> str:
@@ -271,37 +267,5 @@ def _cell(microseconds: float | None) -> str:
     return "-" if microseconds is None else f"{microseconds:.0f}"
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, [":--", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-async def run(stage: Stage) -> Figures:
-    async with asyncio.timeout(RUN_SECONDS):
-        return await measure(stage)
-
-
-def main() -> int:
-    # LiveKit's development secret is six bytes long.
-    warnings.simplefilter("ignore", InsecureKeyLengthWarning)
-    quiet = machine.Quiet()
-    try:
-        with staged() as stage:
-            figures = asyncio.run(run(stage))
-    except (LiveKitServerError, WorkerFailed) as error:
-        report(str(error))
-        return 1
-    except TimeoutError:
-        report(f"Not done after {RUN_SECONDS:g} s: this machine is too slow, or too busy.")
-        return 1
-    print(
-        f"{machine.facts()}. Took {quiet.seconds():.0f} s; the load average before was"
-        f" {quiet.load_before:.2f}, and other programs used {quiet.others_share():.0%} of the cores"
-        " meanwhile.\n"
-    )
-    print(tables(figures))
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run(measure, within=RUN_SECONDS))

@@ -9,18 +9,23 @@ import asyncio
 import contextlib
 import json
 import sys
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import uvloop
+from jwt.warnings import InsecureKeyLengthWarning
 from livekit import rtc
 
+from benchmarks import machine
+from benchmarks.connections import Connections, GatewayConnections, Newcomers, SdkConnections
 from benchmarks.receivers import Receiver, listen, subscribe
 from benchmarks.senders import (
     TOPIC,
     HttpSender,
+    RoomsSender,
     SdkSender,
     Sender,
     at_once,
@@ -28,6 +33,8 @@ from benchmarks.senders import (
     piecewise,
     until_heard,
 )
+from gateway.rooms.base import Listener
+from gateway.rooms.livekit import LiveKitRooms
 
 Command = Callable[..., Awaitable[Any]]
 
@@ -40,6 +47,8 @@ class Place:
     gateway_port: int
     room: str
     token: str
+    api_key: str
+    api_secret: str
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -61,6 +70,17 @@ async def sdk_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
         yield _sender_commands(sender)
     finally:
         await sender.close()
+
+
+@contextlib.asynccontextmanager
+async def rooms_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    rooms = LiveKitRooms(place.livekit_url, place.api_key, place.api_secret, max_stream_bytes=1)
+    sender = RoomsSender(await rooms.join(place.room, "sender", place.token, (), DEAF))
+    try:
+        yield _sender_commands(sender)
+    finally:
+        await sender.close()
+        await rooms.aclose()
 
 
 @contextlib.asynccontextmanager
@@ -86,17 +106,62 @@ async def sdk_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
         await room.disconnect()
 
 
+@contextlib.asynccontextmanager
+async def gateway_connections(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    connections = GatewayConnections(place.livekit_url, place.room, place.api_key, place.api_secret)
+    try:
+        yield _connection_commands(connections)
+    finally:
+        await connections.close()
+
+
+@contextlib.asynccontextmanager
+async def sdk_connections(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    connections = SdkConnections(place.livekit_url, place.room, place.api_key, place.api_secret)
+    try:
+        yield _connection_commands(connections)
+    finally:
+        await connections.close()
+
+
+@contextlib.asynccontextmanager
+async def newcomers(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    coming = Newcomers(
+        place.livekit_url, place.gateway_port, place.room, place.api_key, place.api_secret
+    )
+    try:
+        yield {"bring_agent": coming.bring_agent, "join": coming.join, "post": coming.post}
+    finally:
+        await coming.close()
+
+
+DEAF = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
+
 ROLES = {
     "http_sender": http_sender,
     "sdk_sender": sdk_sender,
+    "rooms_sender": rooms_sender,
     "http_receiver": http_receiver,
     "sdk_receiver": sdk_receiver,
+    "gateway_connections": gateway_connections,
+    "sdk_connections": sdk_connections,
+    "newcomers": newcomers,
 }
 
 
 def _sender_commands(sender: Sender) -> Mapping[str, Command]:
     commands = (until_heard, one_by_one, at_once, piecewise)
     return {command.__name__: partial(command, sender) for command in commands}
+
+
+def _connection_commands(connections: Connections) -> Mapping[str, Command]:
+    return {
+        "open": connections.open,
+        "come_and_go": connections.come_and_go,
+        "take": connections.take,
+        "cpu": connections.cpu,
+        "memory": connections.memory,
+    }
 
 
 async def _joined(place: Place, room: rtc.Room) -> rtc.Room:
@@ -127,4 +192,7 @@ def _answer(value: object) -> None:
 
 
 if __name__ == "__main__":
+    # LiveKit's development secret is six bytes long.
+    warnings.simplefilter("ignore", InsecureKeyLengthWarning)
+    machine.allow_many_files()
     uvloop.run(work(sys.argv[1]))

@@ -66,6 +66,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         settings.livekit_api_key,
         settings.livekit_api_secret,
         max_stream_bytes=settings.max_stream_bytes,
+        log=settings.livekit_log,
     )
     hub = make_hub(rooms, settings)
     hub.starting = True
@@ -102,7 +103,7 @@ async def _check(rooms: LiveKitRooms, hub: Hub, server: Server) -> None:
 
 def _serve(settings: Settings) -> str | None:
     """Serves; the line to end with if that cannot be done."""
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, livekit=settings.livekit_log)
     _allow_many_files()
     try:
         listening = listen(settings.host, settings.port)

@@ -19,7 +19,8 @@ class RedactingFormatter(logging.Formatter):
         return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def configure_logging(level: str) -> None:
+def configure_logging(level: str, *, livekit: bool = False) -> None:
+    """`livekit`: what LiveKit's SDK warns of is logged as well."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     # Other people's loggers stay at WARNING: LiveKit's INFO and sse-starlette's DEBUG carry what
@@ -27,4 +28,4 @@ def configure_logging(level: str) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("gateway").setLevel(level)
     # One refused join is nine lines of it; what they come to is logged by us.
-    logging.getLogger("livekit").setLevel(logging.WARNING if level == "DEBUG" else logging.CRITICAL)
+    logging.getLogger("livekit").setLevel(logging.WARNING if livekit else logging.CRITICAL)

@@ -118,6 +118,9 @@ class Settings:
     cors_origins: tuple[str, ...] = _setting("GATEWAY_CORS_ORIGINS", _origins, ())
     page: bool = _setting("GATEWAY_PAGE", _switch, True)
     log_level: str = _setting("GATEWAY_LOG_LEVEL", _level, "INFO")
+    livekit_log: bool = _setting("GATEWAY_LIVEKIT_LOG", _switch, False)
+    """The native library passes its debug log on with its warnings, and that is costly: some 10 ms of
+    processor time a second for each connection that is new."""
     max_text_bytes: int = _setting(
         "GATEWAY_MAX_TEXT_BYTES", _count(1, 256 * 1024 * 1024), 1024 * 1024
     )

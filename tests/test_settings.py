@@ -33,6 +33,7 @@ def test_every_setting_can_be_set() -> None:
             "GATEWAY_CORS_ORIGINS": "https://app.example,http://localhost:3000",
             "GATEWAY_PAGE": "off",
             "GATEWAY_LOG_LEVEL": "debug",
+            "GATEWAY_LIVEKIT_LOG": "on",
             "GATEWAY_HEARTBEAT": "2.5",
         }
     )
@@ -40,7 +41,8 @@ def test_every_setting_can_be_set() -> None:
     assert settings.topics == ("a", "b")
     assert settings.cors_origins == ("https://app.example", "http://localhost:3000")
     assert (settings.host, settings.port, settings.page) == ("::1", 9000, False)
-    assert (settings.log_level, settings.heartbeat) == ("DEBUG", 2.5)
+    assert (settings.log_level, settings.livekit_log) == ("DEBUG", True)
+    assert settings.heartbeat == 2.5
 
 
 def test_the_secret_is_not_shown() -> None:

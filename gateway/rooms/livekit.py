@@ -7,8 +7,9 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import aiohttp
@@ -22,8 +23,10 @@ from gateway.events import (
     ParticipantDisconnected,
     StreamChunk,
     StreamClosed,
+    StreamEvent,
     StreamOpened,
 )
+from gateway.rooms import native
 from gateway.rooms.base import (
     AGENT,
     MAX_OPEN_INCOMING,
@@ -39,7 +42,7 @@ from gateway.rooms.base import (
     TextOptions,
     TextStreamWriter,
 )
-from gateway.rooms.native import ObservableRoom, observable_room
+from gateway.rooms.native import NativeReader, NativeRoom, cured_room
 from gateway.rooms.tokens import mint_observer
 
 T = TypeVar("T")
@@ -87,6 +90,11 @@ _LOST = {
     rtc.DisconnectReason.ROOM_CLOSED: LostReason.ROOM_CLOSED,
 }
 
+_NOT_TAKEN = (rtc.StreamError, TimeoutError, AssertionError, RuntimeError)
+"""The last two are the SDK's words for a connection that has ended."""
+
+NOT_TAKEN = "LiveKit did not take the text; whether it arrived is not known."
+
 _API_ERRORS = (api.ServerError, aiohttp.ClientError, TimeoutError)
 
 OBSERVER = "gateway-observer-"
@@ -94,7 +102,9 @@ OBSERVER = "gateway-observer-"
 
 
 class LiveKitRooms(Rooms):
-    def __init__(self, url: str, api_key: str, api_secret: str, *, max_stream_bytes: int) -> None:
+    def __init__(
+        self, url: str, api_key: str, api_secret: str, *, max_stream_bytes: int, log: bool = False
+    ) -> None:
         """Must be made on the event loop that it is used on."""
         self._url = url
         self._api = api.LiveKitAPI(url, api_key, api_secret)
@@ -104,7 +114,7 @@ class LiveKitRooms(Rooms):
         )
         self._credentials = (api_key, api_secret)
         self._observer = OBSERVER + secrets.token_hex(8)
-        self._room_class = observable_room()
+        self._room_class = cured_room(log=log)
         self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def check(self) -> None:
@@ -261,7 +271,7 @@ class _LiveKitRoom(Room):
         self.identity = identity
         self._listener = listener
         self._topics: set[str] = set()
-        self._readers: set[asyncio.Task[None]] = set()
+        self._readers: set[asyncio.Future[None]] = set()
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
@@ -300,49 +310,32 @@ class _LiveKitRoom(Room):
     async def send_text(
         self, text: str, options: TextOptions, sender: str | None = None
     ) -> StreamHeader:
-        if sender is not None:
-            writer = await self.open_text_stream(options, sender)
-            await writer.write(text)
-            await writer.close()
-            return writer.header
         await self._ready_to_send(sender)
-        async with self.taking():
-            info = await self.sdk_room.local_participant.send_text(
-                text,
-                topic=options.topic,
-                destination_identities=list(options.destination_identities),
-                attributes=dict(options.attributes),
-                reply_to_id=options.reply_to_stream_id,
+        try:
+            return await native.send_text(
+                self.sdk_room, text, options, sender_identity=sender, within=SEND_TIMEOUT
             )
-        return StreamHeader(info.stream_id, info.timestamp)
+        except _NOT_TAKEN as error:
+            raise LiveKitUnavailable(NOT_TAKEN) from error
+        finally:
+            self._sent_at = time.monotonic()
 
     async def open_text_stream(
         self, options: TextOptions, sender: str | None = None
     ) -> TextStreamWriter:
         await self._ready_to_send(sender)
         async with self.taking():
-            writer = await self.sdk_room.local_participant.stream_text(
-                topic=options.topic,
-                destination_identities=list(options.destination_identities),
-                attributes=dict(options.attributes),
-                reply_to_id=options.reply_to_stream_id,
-                sender_identity=sender,
-            )
+            writer = await native.open_text_stream(self.sdk_room, options, sender_identity=sender)
         return _LiveKitWriter(self, writer, sender)
 
     @asynccontextmanager
     async def taking(self, within: float = SEND_TIMEOUT) -> AsyncIterator[None]:
-        """Around every call that hands something to LiveKit: bounded, its errors made ours.
-
-        AssertionError and RuntimeError are the SDK's words for a writer whose connection has ended.
-        """
+        """Around every call that hands a piece of a stream to LiveKit: bounded, its errors made ours."""
         try:
             async with asyncio.timeout(within):
                 yield
-        except (rtc.StreamError, TimeoutError, AssertionError, RuntimeError) as error:
-            raise LiveKitUnavailable(
-                "LiveKit did not take the text; whether it arrived is not known."
-            ) from error
+        except _NOT_TAKEN as error:
+            raise LiveKitUnavailable(NOT_TAKEN) from error
         finally:
             self._sent_at = time.monotonic()
 
@@ -410,7 +403,7 @@ class _LiveKitRoom(Room):
         echoed = asyncio.Event()
         room = self.sdk_room
         begun = time.monotonic()
-        if isinstance(room, ObservableRoom):
+        if isinstance(room, NativeRoom):
             room.on_participants_updated = lambda identities: (
                 echoed.set() if self.identity in identities else None
             )
@@ -428,7 +421,7 @@ class _LiveKitRoom(Room):
             # Texts still go out; an agent may ignore those of the next 3 seconds.
             logger.warning("Joining was not announced at once (%s).", type(error).__name__)
         finally:
-            if isinstance(room, ObservableRoom):
+            if isinstance(room, NativeRoom):
                 room.on_participants_updated = None
         if any(_kind(other) == AGENT for other in room.remote_participants.values()):
             # A machine that is slow to echo is slow to tell the agent, too.
@@ -526,54 +519,80 @@ class _LiveKitRoom(Room):
         if unfinished:
             await asyncio.wait(unfinished)
 
-    def _on_stream(self, reader: rtc.TextStreamReader, sender: str) -> None:
-        self._listener.emit(self._opened(reader.info, sender))
+    def _on_stream(self, reader: rtc.TextStreamReader | NativeReader, sender: str) -> None:
+        self._listener.emit(_opened(reader, sender))
         if self._open_of[sender] >= MAX_OPEN_OF_SENDER or len(self._readers) >= MAX_OPEN_INCOMING:
             reader.close()
             self._listener.emit(_closed(reader.info, sender, TOO_MANY_OPEN, 0, 0))
             return
         self._open_of[sender] += 1
-        task = asyncio.create_task(self._read(reader, sender))
-        self._readers.add(task)
-        task.add_done_callback(self._readers.discard)
+        stream = _Incoming(reader.info, sender, self._listener.emit, self._on_stream_ended)
+        if isinstance(reader, NativeReader):
+            reading = reader.follow(stream.chunk, stream.ended)
+        else:
+            reading = asyncio.create_task(_read(reader, stream))
+        self._readers.add(reading)
+        reading.add_done_callback(self._readers.discard)
 
-    def _opened(self, info: rtc.TextStreamInfo, sender: str) -> StreamOpened:
-        room = self.sdk_room
-        header = room.header if isinstance(room, ObservableRoom) else None
-        return StreamOpened(
-            stream_id=info.stream_id,
-            topic=info.topic,
-            participant_identity=sender,
-            timestamp=info.timestamp,
-            size=header.size if header else info.size or None,
-            mime_type=info.mime_type,
-            attributes=dict(info.attributes or {}),
-            reply_to_stream_id=header.reply_to_stream_id if header else None,
-            attached_stream_ids=tuple(info.attachments),
-            generated=header.generated if header else False,
-            operation=header.operation if header else "create",
-            version=header.version if header else 0,
-        )
+    def _on_stream_ended(self, sender: str) -> None:
+        self._open_of[sender] -= 1
+        if not self._open_of[sender]:
+            del self._open_of[sender]
 
-    async def _read(self, reader: rtc.TextStreamReader, sender: str) -> None:
-        """Reads the stream to its end, always: an unread one is held by the SDK for ever."""
-        info = reader.info
-        index = size = 0
-        reason: str | None = "disconnected"
-        try:
-            async for text in reader:
-                self._listener.emit(StreamChunk(info.stream_id, info.topic, sender, index, text))
-                index += 1
-                size += len(text.encode())
-            reason = None
-        except rtc.StreamError as error:
-            reason = _abnormal_end(error.description)
-        finally:
-            reader.close()
-            self._open_of[sender] -= 1
-            if not self._open_of[sender]:
-                del self._open_of[sender]
-            self._listener.emit(_closed(info, sender, reason, size, index))
+
+@dataclass(slots=True)
+class _Incoming:
+    """A stream that is open to us, told as it comes, and always to its end."""
+
+    info: rtc.TextStreamInfo
+    sender: str
+    emit: Callable[[StreamEvent], None]
+    on_ended: Callable[[str], None]
+    index: int = 0
+    size: int = 0
+
+    def chunk(self, text: str) -> None:
+        self.emit(StreamChunk(self.info.stream_id, self.info.topic, self.sender, self.index, text))
+        self.index += 1
+        self.size += len(text.encode())
+
+    def ended(self, error: str | None) -> None:
+        self.on_ended(self.sender)
+        reason = None if error is None else _abnormal_end(error)
+        self.emit(_closed(self.info, self.sender, reason, self.size, self.index))
+
+
+async def _read(reader: rtc.TextStreamReader, stream: _Incoming) -> None:
+    """Reads the stream to its end, always: an unread one is held by the SDK for ever."""
+    error: str | None = "disconnected"
+    try:
+        async for text in reader:
+            stream.chunk(text)
+        error = None
+    except rtc.StreamError as failure:
+        error = failure.description
+    finally:
+        reader.close()
+        stream.ended(error)
+
+
+def _opened(reader: rtc.TextStreamReader | NativeReader, sender: str) -> StreamOpened:
+    info = reader.info
+    header = reader.header if isinstance(reader, NativeReader) else None
+    return StreamOpened(
+        stream_id=info.stream_id,
+        topic=info.topic,
+        participant_identity=sender,
+        timestamp=info.timestamp,
+        size=header.size if header else info.size or None,
+        mime_type=info.mime_type,
+        attributes=dict(info.attributes or {}),
+        reply_to_stream_id=header.reply_to_stream_id if header else None,
+        attached_stream_ids=tuple(info.attachments),
+        generated=header.generated if header else False,
+        operation=header.operation if header else "create",
+        version=header.version if header else 0,
+    )
 
 
 def _participant(participant: rtc.Participant) -> Participant:

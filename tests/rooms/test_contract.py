@@ -64,6 +64,8 @@ class FarSide:
     remove: Callable[[str], Awaitable[None]]
     delete: Callable[[], Awaitable[None]]
     forbid: Callable[[str], Awaitable[None]]
+    whole_headers: bool = True
+    """The public face of LiveKit's SDK shows less of a stream's header than its sender gave it."""
     joined: list[Room] = field(default_factory=list)
 
     async def join(self, identity: str, *topics: str) -> Participant:
@@ -84,14 +86,17 @@ class FarSide:
         return Participant(room, heard, others)
 
 
-@pytest.fixture(params=["memory", "livekit"])
+@pytest.fixture(params=["memory", "livekit", "livekit-stock"])
 async def far_side(request: pytest.FixtureRequest) -> AsyncIterator[FarSide]:
     name = f"room-{secrets.token_hex(4)}"
     if request.param == "memory":
         opened = _memory(name)
     else:
+        if request.param == "livekit-stock":
+            request.getfixturevalue("unknown_sdk")
         opened = _livekit(name, request.getfixturevalue("livekit"))
     async with opened as side:
+        side.whole_headers = request.param != "livekit-stock"
         yield side
         for room in side.joined:
             await room.leave()
@@ -154,7 +159,7 @@ async def test_a_whole_text_is_one_stream_at_every_other_participant(far_side: F
             timestamp=header.timestamp,
             size=7,
             attributes={"a": "ü"},
-            reply_to_stream_id="earlier",
+            reply_to_stream_id="earlier" if far_side.whole_headers else None,
         )
         assert await receiver.next() == StreamChunk(header.stream_id, "t", "carol", 0, "Grüße")
         assert await receiver.next() == StreamClosed(
@@ -169,7 +174,7 @@ async def test_an_empty_text_has_no_chunks(far_side: FarSide) -> None:
 
     opened, closed = await bob.next(), await bob.next()
     assert isinstance(opened, StreamOpened)
-    assert opened.size == 0
+    assert opened.size == (0 if far_side.whole_headers else None)
     assert isinstance(closed, StreamClosed)
     assert (closed.complete, closed.chunks) == (True, 0)
 

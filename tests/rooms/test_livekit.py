@@ -1,7 +1,6 @@
 """What is LiveKit's alone: SDK participants at the other end, the announcement, private parts."""
 
 import asyncio
-import logging
 import os
 import signal
 from pathlib import Path
@@ -14,7 +13,6 @@ from gateway.errors import LiveKitUnavailable
 from gateway.rooms import livekit as livekit_rooms
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
-from gateway.rooms.native import ObservableRoom, observable_room
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
 from tools.livekit_server import start_livekit_server
@@ -236,33 +234,3 @@ def _sdk_room(gateway: RunningGateway) -> rtc.Room:
     room = slot.connection._room
     assert isinstance(room, livekit_rooms._LiveKitRoom)
     return room.sdk_room
-
-
-def test_the_installed_sdk_has_the_parts_that_we_override() -> None:
-    assert observable_room() is ObservableRoom
-
-
-def test_without_them_the_stock_room_is_used_with_one_warning(
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    class OtherRoom(rtc.Room):
-        def _on_room_event(self, event: Any, more: Any) -> None: ...  # type: ignore[override]
-
-    assert observable_room(OtherRoom) is OtherRoom
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
-    assert "_on_room_event" in record.message
-
-
-async def test_with_the_stock_room_texts_still_pass(
-    serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(livekit_rooms, "observable_room", lambda: rtc.Room)
-    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
-        await bob.until("gateway.opened")
-        await gateway.post(room, "carol", "still here", reply_to_stream_id="x")
-        opened = await bob.until("stream.opened")
-        chunk = await bob.until("stream.chunk")
-
-    assert opened.data["reply_to_stream_id"] is None
-    assert chunk.data["text"] == "still here"

@@ -1,0 +1,65 @@
+"""`python -m benchmarks.send_rate`: texts that one connection sends in a second, ours beside the SDK's.
+
+Nobody else is in the rooms: on a small machine a receiver would be half of what is measured.
+"""
+
+import sys
+from statistics import median
+
+from benchmarks.runner import markdown, run
+from benchmarks.stage import Stage, report, working
+from benchmarks.texts import TEXT_BYTES
+
+LANES = (1, 4, 64, 256)
+
+ROUNDS = 5
+TEXTS = 3_000
+"""One to five seconds a round."""
+
+WARM_UP = 500
+
+RUN_SECONDS = 300.0
+"""It takes about 100."""
+
+WAYS = {"gateway": "rooms_sender", "SDK": "sdk_sender"}
+
+
+async def measure(stage: Stage) -> str:
+    rates: dict[tuple[str, int], list[float]] = {}
+    async with (
+        working(WAYS["gateway"], stage.place("send-gateway", "sender")) as gateway,
+        working(WAYS["SDK"], stage.place("send-sdk", "sender")) as sdk,
+    ):
+        senders = {"gateway": gateway, "SDK": sdk}
+        for worker in senders.values():
+            await worker.do("at_once", WARM_UP, 4)
+        for number in range(ROUNDS):
+            report(f"Round {number + 1} of {ROUNDS}")
+            for lanes in LANES:
+                # Each is first as often as the other (nearly): what the first leaves behind meets both.
+                for way in sorted(senders, reverse=bool(number % 2)):
+                    seconds = await senders[way].do("at_once", TEXTS, lanes)
+                    rates.setdefault((way, lanes), []).append(TEXTS / seconds)
+    return _table({key: median(values) for key, values in rates.items()})
+
+
+def _table(rates: dict[tuple[str, int], float]) -> str:
+    rows = [
+        (
+            str(lanes),
+            f"{rates['gateway', lanes]:,.0f}",
+            f"{rates['SDK', lanes]:,.0f}",
+            f"{rates['gateway', lanes] / rates['SDK', lanes]:.2f}",
+            f"{rates['gateway', lanes] / rates['gateway', 4]:.2f}",
+        )
+        for lanes in LANES
+    ]
+    header = ("in flight", "gateway's/s", "SDK send_text/s", "ratio", "gateway's to its own at 4")
+    return (
+        f"Texts of {TEXT_BYTES} bytes that one connection sends (median of {ROUNDS} rounds of"
+        f" {TEXTS:,}):\n\n{markdown(header, rows)}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(run(measure, within=RUN_SECONDS, gateway=False))
