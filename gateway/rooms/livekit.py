@@ -30,7 +30,7 @@ from gateway.rooms.base import (
     TextOptions,
     TextStreamWriter,
 )
-from gateway.rooms.native import NativeReader, NativeRoom, cured_room
+from gateway.rooms.native.room import NativeReader, NativeRoom
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class LiveKitRooms(Rooms):
             auto_subscribe=False,
             data_stream=rtc.DataStreamOptions(max_payload_byte_length=max_stream_bytes),
         )
-        self._room_class = cured_room(log=log)
+        self._room_class = native.cured_room(log=log)
         self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def check(self) -> None:
