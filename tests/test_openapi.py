@@ -30,8 +30,9 @@ from gateway.connection import Sent
 from gateway.errors import GatewayError
 from gateway.event_log import EventLog, LogBounds
 from gateway.hub import Hub
-from gateway.rooms import base, native
+from gateway.rooms import base
 from gateway.rooms.memory import MemoryRooms
+from gateway.rooms.native import room as native_room
 from gateway.settings import Settings
 from gateway.web import problems, sse, text
 from gateway.web.app import make_app
@@ -584,7 +585,7 @@ def test_the_words_in_events_are_those_of_the_code() -> None:
         ("GatewayGap", "reason", [*events.GapReason]),
         ("GatewayClosing", "reason", [*events.ClosingReason]),
         ("GatewayOpened", "presence", [*get_args(presence)]),
-        ("StreamOpened", "operation", [*native._OPERATIONS.values()]),
+        ("StreamOpened", "operation", [*native_room._OPERATIONS.values()]),
     ):
         assert SCHEMAS[schema]["properties"][member]["enum"] == [str(word) for word in words]
 

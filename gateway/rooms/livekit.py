@@ -42,7 +42,7 @@ from gateway.rooms.base import (
     TextOptions,
     TextStreamWriter,
 )
-from gateway.rooms.native import NativeReader, NativeRoom, cured_room
+from gateway.rooms.native.room import NativeReader, NativeRoom
 from gateway.rooms.tokens import mint_observer
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class LiveKitRooms(Rooms):
         )
         self._credentials = (api_key, api_secret)
         self._observer = OBSERVER + secrets.token_hex(8)
-        self._room_class = cured_room(log=log)
+        self._room_class = native.cured_room(log=log)
         self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def check(self) -> None:

@@ -15,10 +15,12 @@ from livekit import api, rtc
 from livekit.rtc._proto import ffi_pb2, room_pb2
 
 from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
-from gateway.rooms import native, sdk_parts
+from gateway.rooms import native
 from gateway.rooms.base import Listener, TextOptions
 from gateway.rooms.livekit import LiveKitRooms, _LiveKitRoom
-from gateway.rooms.native import ABANDONED, NativeRoom, cured_room
+from gateway.rooms.native import cured_room, dispatch as dispatch_module, parts, room as room_module
+from gateway.rooms.native.dispatch import ABANDONED, DISPATCH
+from gateway.rooms.native.room import NativeRoom
 from gateway.rooms.tokens import mint
 from tests.running_gateway import DEADLINE, livekit_token
 from tools.livekit_server import LiveKitServer
@@ -67,7 +69,7 @@ def test_an_sdk_with_other_events_announces_itself() -> None:
 
 
 async def test_the_installed_sdk_has_the_parts_that_we_touch() -> None:
-    assert sdk_parts.missing_parts() == []
+    assert parts.missing_parts() == []
     assert cured_room() is NativeRoom
 
 
@@ -87,13 +89,13 @@ def _without_attribute(patch: pytest.MonkeyPatch) -> str:
 
 
 def _without_field(patch: pytest.MonkeyPatch) -> str:
-    patch.setitem(sdk_parts._FIELDS, "FfiEvent", ["send_text.receipt"])
+    patch.setitem(parts._FIELDS, "FfiEvent", ["send_text.receipt"])
     return "FfiEvent.send_text.receipt"
 
 
 def _without_module(patch: pytest.MonkeyPatch) -> str:
-    assert sdk_parts._module("_no_such_module") is None
-    patch.setattr(sdk_parts, "ffi_pb2", sdk_parts._module("_no_such_module"))
+    assert parts._module("_no_such_module") is None
+    patch.setattr(parts, "ffi_pb2", parts._module("_no_such_module"))
     return "FfiRequest.send_text.text"
 
 
@@ -234,7 +236,7 @@ async def _sends_on_behalf(side: Joined) -> None:
 async def test_sends_beyond_the_bound_wait_in_their_order(
     livekit: LiveKitServer, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr(room_module, "MAX_IN_FLIGHT", 1)
     async with _joined(livekit, room) as side:
         bob = Ears()
         await side.join("bob", bob.listener())
@@ -251,7 +253,7 @@ async def test_sends_beyond_the_bound_wait_in_their_order(
 async def test_a_send_that_waits_too_long_for_its_turn_is_given_up(
     livekit: LiveKitServer, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(native, "MAX_IN_FLIGHT", 0)
+    monkeypatch.setattr(room_module, "MAX_IN_FLIGHT", 0)
     async with _joined(livekit, room) as side:
         carol = await side.join("carol")
         with pytest.raises(TimeoutError):
@@ -261,29 +263,29 @@ async def test_a_send_that_waits_too_long_for_its_turn_is_given_up(
 async def test_an_answer_that_does_not_come_is_given_up(
     side: Joined, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody hands `disconnect`'s answer to us: it stands for one that the library never gives."""
-    monkeypatch.setattr(native, "SWEEP", 0.01)
+    """Nobody hands us the answer to a request for statistics: it stands for one that never comes."""
+    monkeypatch.setattr(dispatch_module, "SWEEP", 0.01)
     carol = await side.join("carol")
     assert carol.sdk_room._ffi_handle is not None
     request = ffi_pb2.FfiRequest()
     request.get_session_stats.room_handle = carol.sdk_room._ffi_handle.handle
     with pytest.raises(TimeoutError):
-        await native._dispatch.ask(request, "get_session_stats", "get_session_stats", deadline=0)
+        await DISPATCH.ask(request, "get_session_stats", "get_session_stats", deadline=0)
 
-    assert not native._dispatch._answers
+    assert not DISPATCH._answers
 
 
 async def test_a_cancelled_send_leaves_nothing_behind(side: Joined) -> None:
     carol = await side.join("carol")
     await carol.send_text("the first", TextOptions("t"))
     sending = asyncio.create_task(carol.send_text("x", TextOptions("t")))
-    while not native._dispatch._answers:
+    while not DISPATCH._answers:
         await asyncio.sleep(0)
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sending
 
-    assert not native._dispatch._answers
+    assert not DISPATCH._answers
 
 
 async def test_a_stream_that_opens_after_its_sender_gave_up_is_closed(side: Joined) -> None:
@@ -293,7 +295,7 @@ async def test_a_stream_that_opens_after_its_sender_gave_up_is_closed(side: Join
     await carol.send_text("the first", TextOptions("t"))
     await bob.opened(1)
     opening = asyncio.create_task(carol.open_text_stream(TextOptions("t")))
-    while not native._dispatch._answers:
+    while not DISPATCH._answers:
         await asyncio.sleep(0)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -309,7 +311,7 @@ async def test_what_the_library_refuses_is_an_error(side: Joined) -> None:
     request = ffi_pb2.FfiRequest()
     request.text_read_incremental.reader_handle = 1 << 60
     with pytest.raises(RuntimeError):
-        native._dispatch.request(request)
+        DISPATCH.request(request)
 
 
 async def test_after_leaving_no_event_has_an_address_any_more(side: Joined) -> None:
@@ -318,10 +320,10 @@ async def test_after_leaving_no_event_has_an_address_any_more(side: Joined) -> N
     carol = await side.join("carol")
     await carol.open_text_stream(TextOptions("t"))
     await bob.next()
-    assert native._dispatch._routes
+    assert DISPATCH._routes
     await side.leave()
 
-    assert not native._dispatch._routes
+    assert not DISPATCH._routes
 
 
 async def test_an_error_of_a_listener_is_reported_and_holds_up_nobody(side: Joined) -> None:
@@ -442,14 +444,15 @@ def test_what_the_library_logs_has_no_token(livekit: LiveKitServer, log: bool) -
 
 _A_PANIC = """
 import asyncio, ctypes
-from gateway.rooms import native
+from gateway.rooms.native import cured_room, parts
+from gateway.rooms.native.dispatch import DISPATCH
 
 async def main():
-    native.cured_room()
-    event = native.ffi_pb2.FfiEvent()
+    cured_room()
+    event = parts.ffi_pb2.FfiEvent()
     event.panic.message = "all is lost"
     data = event.SerializeToString()
-    native._dispatch._callback((ctypes.c_uint8 * len(data))(*data), len(data))
+    DISPATCH._callback((ctypes.c_uint8 * len(data))(*data), len(data))
     await asyncio.sleep(30)
 
 asyncio.run(main())

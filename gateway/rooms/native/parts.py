@@ -1,4 +1,4 @@
-"""Which private parts of LiveKit's SDK `native.py` touches, and whether the installed version has them.
+"""Which private parts of LiveKit's SDK we touch, and whether the installed version has them.
 
 An SDK that lacks one, or has it in another form, is used by its public face alone. What a part *means*
 no check can tell; the contract tests do, which run over both forms.

@@ -1,0 +1,216 @@
+"""Each event of the SDK's native library, handed to the one that it is for.
+
+It is found by the handle or the id that the event carries. What nobody of ours has claimed goes the
+stock way, so that stock rooms, readers and requests work beside ours.
+"""
+
+import asyncio
+import ctypes
+import logging
+import math
+import os
+import signal
+from collections import deque
+from collections.abc import Callable
+from ctypes import c_char_p, c_size_t, c_uint64, c_void_p
+from typing import Any
+
+from livekit import rtc
+
+from gateway.rooms.native.parts import KEYS, ffi_client, ffi_pb2
+
+logger = logging.getLogger(__name__)
+
+sdk_logger = logging.getLogger("livekit")
+
+ABANDONED = "sender_gave_up"
+"""The reason that receivers see of a stream whose opening took longer than its sender waited."""
+
+SWEEP = 1.0
+"""Seconds between two looks for sends that have waited too long."""
+
+Key = tuple[str, int]
+"""The kind of a native event, and the handle or id in it that says for whom it is."""
+
+_LOG_LEVELS = {0: logging.ERROR, 1: logging.WARNING}
+"""Of the native library's levels, those that are passed on: below them it logs what users write."""
+
+
+class Dispatch:
+    """Hands each native event to whom it is for. One per process, as the native library is."""
+
+    def __init__(self) -> None:
+        self._arrived: deque[bytes] = deque()
+        self._scheduled = False
+        self._loop: Any = None
+        self._answers: dict[Key, tuple[asyncio.Future[Any], float]] = {}
+        self._sweeping = False
+        self._routes: dict[Key, Callable[[Any], None]] = {}
+        # Kept for the life of the process: the library's threads may call it until the very end.
+        self._callback: Any = None
+        self._request: Any = None
+        self._drop: Any = None
+        self._response = c_void_p()
+        self._response_size = c_size_t()
+        self._response_at = ctypes.addressof(self._response)
+        self._response_size_at = ctypes.addressof(self._response_size)
+
+    def install(self, loop: asyncio.AbstractEventLoop, log: bool) -> None:
+        if self._loop is not loop:
+            # What is left is of an earlier loop, which has ended with its rooms.
+            self._arrived.clear()
+            self._routes.clear()
+            self._answers.clear()
+            self._scheduled = self._sweeping = False
+            self._loop = loop
+        if self._callback is None:
+            # With its log off the library writes errors on standard error by itself, tokens and all,
+            # unless it finds this; it looks once, when it is first used.
+            os.environ["RUST_LOG"] = "off"
+            self._callback = ffi_client.ffi_cb_fnc(self._on_arrival)
+        library = ffi_client.FfiClient.instance._ffi_lib
+        # By index a function is one of our own, whose types are not the SDK's.
+        self._request = library["livekit_ffi_request"]
+        self._request.argtypes = (c_char_p, c_size_t, c_void_p, c_void_p)
+        self._request.restype = c_uint64
+        self._drop = library["livekit_ffi_drop_handle"]
+        self._drop.argtypes = (c_uint64,)
+        # The SDK has initialized the library with a callback of its own; the later one counts.
+        library.livekit_ffi_initialize(self._callback, log, b"python", rtc.__version__.encode())
+
+    def route(self, key: Key, to: Callable[[Any], None]) -> None:
+        """Events with that key go there from now on, and nowhere else."""
+        self._routes[key] = to
+
+    def unroute(self, key: Key) -> None:
+        self._routes.pop(key, None)
+
+    async def ask(self, request: Any, asked: str, answered: str, deadline: float = math.inf) -> Any:
+        """Makes the native request `asked` and returns the event `answered`.
+
+        Raises rtc.StreamError, or TimeoutError within a sweep of `deadline`, a time of the loop.
+        """
+        key = (answered, getattr(self.request(request), asked).async_id)
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        self._answers[key] = (answer, deadline)
+        if not self._sweeping:
+            self._sweep()
+        try:
+            event = await answer
+        except asyncio.CancelledError:
+            if not answer.cancelled():
+                _abandon(answer.result())
+            raise
+        finally:
+            if answered != "text_stream_open":  # which is abandoned when it comes
+                self._answers.pop(key, None)
+        body = getattr(event, answered)
+        if body.HasField("error"):
+            raise rtc.StreamError(body.error.description)
+        return event
+
+    def _sweep(self) -> None:
+        """One timer for all that wait: one for each send costs as much as a tenth of the send."""
+        self._sweeping = bool(self._answers)
+        if self._sweeping:
+            self._loop.call_later(SWEEP, self._sweep)
+        now = self._loop.time()
+        for answer, deadline in self._answers.values():
+            if deadline < now and not answer.done():
+                answer.set_exception(TimeoutError())
+
+    def request(self, request: Any) -> Any:
+        """The library's immediate response. What FfiClient.request does, in half of its time."""
+        data = request.SerializeToString()
+        handle = self._request(data, len(data), self._response_at, self._response_size_at)
+        if not handle:
+            raise RuntimeError("The LiveKit SDK does not take the request.")
+        response = ctypes.string_at(self._response.value or 0, self._response_size.value)
+        self._drop(handle)
+        return ffi_pb2.FfiResponse.FromString(response)
+
+    def _on_arrival(self, data: Any, length: int) -> None:
+        """Called on the library's threads, which wait for the interpreter meanwhile: so it is short."""
+        self._arrived.append(ctypes.string_at(data, length))
+        # A loop that has been closed may have taken the last drain with it.
+        if not self._scheduled or self._loop.is_closed():
+            self._schedule()
+
+    def _schedule(self) -> None:
+        self._scheduled = True
+        try:
+            self._loop.call_soon_threadsafe(self._drain)
+        except RuntimeError:
+            # The loop is closed, and its rooms are gone; what still comes is for others, or for nobody.
+            self._scheduled = False
+            self._routes.clear()
+            self._answers.clear()
+            while (data := self._next()) is not None:
+                self._dispatch(data)
+
+    def _drain(self) -> None:
+        # First of all: what arrives from here on is seen below, or schedules a drain of its own.
+        self._scheduled = False
+        try:
+            for _ in range(len(self._arrived)):
+                if (data := self._next()) is not None:
+                    self._dispatch(data)
+        finally:
+            # An error of whoever was called goes to the loop, which logs it, and does not hold up the rest.
+            if self._arrived and not self._scheduled:
+                self._schedule()
+
+    def _next(self) -> bytes | None:
+        try:
+            return self._arrived.popleft()
+        except IndexError:
+            return None
+
+    def _dispatch(self, data: bytes) -> None:
+        event = ffi_pb2.FfiEvent.FromString(data)
+        kind = event.WhichOneof("message")
+        if kind in KEYS:
+            key = (kind, getattr(getattr(event, kind), KEYS[kind]))
+            if (to := self._routes.get(key)) is not None:
+                to(event)
+                return
+            if (waiting := self._answers.pop(key, None)) is not None:
+                _answer(waiting[0], event)
+                return
+        if kind == "logs":
+            _log(event.logs.records)
+        elif kind == "panic":
+            _end_process(event.panic.message)
+        else:
+            ffi_client.FfiClient.instance.queue.put(event)
+
+
+def _log(records: Any) -> None:
+    for record in records:
+        if (level := _LOG_LEVELS.get(record.level)) is not None:
+            sdk_logger.log(level, "%s: %s", record.target, record.message)
+
+
+def _answer(answer: asyncio.Future[Any], event: Any) -> None:
+    if answer.done():  # by cancellation or timeout
+        _abandon(event)
+    else:
+        answer.set_result(event)
+
+
+def _abandon(event: Any) -> None:
+    """Closes a stream that was opened after nobody wanted it any more: it would stay open for ever."""
+    if event.text_stream_open.HasField("writer"):
+        request = ffi_pb2.FfiRequest()
+        request.text_stream_close.writer_handle = event.text_stream_open.writer.handle.id
+        request.text_stream_close.reason = ABANDONED
+        DISPATCH.request(request)
+
+
+def _end_process(message: str) -> None:
+    """What the stock SDK does: after a panic nothing that the library does can be counted on."""
+    logger.critical("The native library of the LiveKit SDK has panicked: %s", message)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+DISPATCH = Dispatch()

@@ -1,0 +1,200 @@
+"""Rooms, readers and writers whose events come to them alone."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from livekit import rtc
+
+from gateway.rooms.base import StreamHeader, TextOptions
+from gateway.rooms.native.dispatch import DISPATCH, Key
+from gateway.rooms.native.parts import ffi_client, ffi_pb2
+
+MAX_IN_FLIGHT = 64
+"""Texts of one connection that the library works on at once; the others wait, in their order. It takes
+what it is given without a bound; more at once are not sent faster (figures: from 4 on)."""
+
+_NO_OPTIONS = rtc.RoomOptions()
+
+_OPERATIONS = {0: "create", 1: "update", 2: "delete", 3: "reaction"}
+
+
+@dataclass(frozen=True, slots=True)
+class NativeHeader:
+    """What a stream's header carries beside what TextStreamInfo shows."""
+
+    size: int | None
+    reply_to_stream_id: str | None
+    generated: bool
+    operation: str
+    version: int
+
+
+class NativeRoom(rtc.Room):
+    """A stock room whose events come to it alone, and which shows the two facts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_participants_updated: Callable[[list[str]], None] | None = None
+        self._sending = asyncio.Semaphore(MAX_IN_FLIGHT)
+
+    async def connect(self, url: str, token: str, options: rtc.RoomOptions = _NO_OPTIONS) -> None:
+        await super().connect(url, token, options)
+        # Nothing of this room can have passed by: the library holds its events back until the last step
+        # of connect, and since then the loop has not run.
+        ffi_client.FfiClient.instance.queue.unsubscribe(self._ffi_queue)
+        handle: Any = self._ffi_handle
+        routes: tuple[Key, ...] = (
+            ("room_event", handle.handle),
+            ("rpc_method_invocation", self.native_participant),
+        )
+        for key in routes:
+            DISPATCH.route(key, self._ffi_queue.put_nowait)
+
+        def unroute(_: object) -> None:
+            for key in routes:
+                DISPATCH.unroute(key)
+
+        self._task.add_done_callback(unroute)
+
+    @property
+    def native_participant(self) -> int:
+        handle: int = self.local_participant._ffi_handle.handle
+        return handle
+
+    async def send_text(
+        self,
+        text: str,
+        options: TextOptions,
+        sender_identity: str | None,
+        stream_id: str | None,
+        within: float,
+    ) -> StreamHeader:
+        request = ffi_pb2.FfiRequest()
+        send = request.send_text
+        send.local_participant_handle = self.native_participant
+        send.text = text
+        send.options.topic = options.topic
+        if options.attributes:
+            send.options.attributes.update(options.attributes)
+        if options.destination_identities:
+            send.options.destination_identities.extend(options.destination_identities)
+        if options.reply_to_stream_id:
+            send.options.reply_to_stream_id = options.reply_to_stream_id
+        if stream_id is not None:
+            send.options.id = stream_id
+        send.options.compress = True  # where every receiver can undo it; so does the stock SDK
+        send.options.sender_identity = sender_identity or self.local_participant.identity
+        deadline = self._loop.time() + within
+        if self._sending.locked():
+            async with asyncio.timeout_at(deadline):
+                await self._sending.acquire()
+        else:
+            await self._sending.acquire()
+        try:
+            answer = await DISPATCH.ask(request, "send_text", "send_text", deadline)
+        finally:
+            self._sending.release()
+        return StreamHeader(answer.send_text.info.stream_id, answer.send_text.info.timestamp)
+
+    def _on_room_event(self, event: Any) -> None:
+        super()._on_room_event(event)
+        if (
+            self.on_participants_updated is not None
+            and event.WhichOneof("message") == "participants_updated"
+        ):
+            updated = event.participants_updated.participants
+            self.on_participants_updated([info.identity for info in updated])
+
+    def _handle_text_stream_opened(self, opened: Any) -> None:
+        handler: Any = self._text_stream_handlers.get(opened.reader.info.topic)
+        if handler is None:
+            super()._handle_text_stream_opened(opened)
+            return
+        handler(NativeReader(opened.reader, self._text_stream_readers), opened.participant_identity)
+
+
+class NativeReader:
+    """A stream that has been opened to us, to be either followed or closed at once.
+
+    It has no queue and no task, as the stock reader has: it calls as the events come.
+    """
+
+    def __init__(self, owned: Any, readers: dict[int, Any]) -> None:
+        """`readers`: those that are open in the room, by handle; this one is while it is among them."""
+        self._handle: int = owned.handle.id
+        self._readers = readers
+        self._readers[self._handle] = self
+        native = owned.info
+        self.header = _native_header(native)
+        self.info = rtc.TextStreamInfo(
+            stream_id=native.stream_id,
+            mime_type=native.mime_type,
+            topic=native.topic,
+            timestamp=native.timestamp,
+            size=self.header.size,
+            attributes=dict(native.attributes),
+            attachments=list(native.attached_stream_ids),
+        )
+
+    def follow(
+        self, chunk: Callable[[str], None], ended: Callable[[str | None], None]
+    ) -> asyncio.Future[None]:
+        """Calls `chunk` with each piece, and `ended` once: with None, or with the error's description.
+
+        What it returns is done with the stream; cancelling it ends the stream as disconnected.
+        """
+        self._chunk = chunk
+        self._ended = ended
+        self._reading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._reading.add_done_callback(lambda _: self._signal_disconnect())
+        DISPATCH.route(("text_stream_reader_event", self._handle), self._on_event)
+        request = ffi_pb2.FfiRequest()
+        # From here on the library owns the handle; an unfollowed stream's is ours.
+        request.text_read_incremental.reader_handle = self._handle
+        DISPATCH.request(request)
+        return self._reading
+
+    def close(self) -> None:
+        """In place of following: what the library holds of the stream is let go."""
+        del self._readers[self._handle]
+        ffi_client.FfiHandle(self._handle).dispose()
+
+    def _on_event(self, event: Any) -> None:
+        body = event.text_stream_reader_event
+        if body.HasField("eos"):
+            trailer = dict(body.eos.attributes)
+            self.info.attributes = {**(self.info.attributes or {}), **trailer}
+            self._end(body.eos.error.description if body.eos.HasField("error") else None)
+        elif body.chunk_received.content:
+            self._chunk(body.chunk_received.content)
+
+    def _signal_disconnect(self) -> None:
+        """The stock room calls it at the end of the connection, of all readers that are open."""
+        self._end("Disconnected while receiving")
+
+    def _end(self, error: str | None) -> None:
+        if self._readers.pop(self._handle, None) is None:
+            return
+        DISPATCH.unroute(("text_stream_reader_event", self._handle))
+        if not self._reading.done():
+            self._reading.set_result(None)
+        self._ended(error)
+
+
+class NativeWriter(rtc.TextStreamWriter):
+    """A stock writer that waits for its own answers alone."""
+
+    async def _wait_for_callback(self, req: Any, callback_field: str, response_field: str) -> Any:
+        return await DISPATCH.ask(req, response_field, callback_field)
+
+
+def _native_header(info: Any) -> NativeHeader:
+    return NativeHeader(
+        size=info.total_length if info.HasField("total_length") else None,
+        reply_to_stream_id=info.reply_to_stream_id or None,
+        generated=info.generated,
+        operation=_OPERATIONS.get(info.operation_type, "create"),
+        version=info.version,
+    )
