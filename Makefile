@@ -7,7 +7,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f 1)
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11
 SOURCES := $(wildcard gateway tests tools benchmarks)
-TEST_PROGRAMS := chromium nginx redis-server
+TEST_PROGRAMS := chromium nginx npm redis-server
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-joins bench-cold lock clean
@@ -23,7 +23,7 @@ run: install  ## start a LiveKit server (unless LIVEKIT_URL is set) and the gate
 test: install  ## run all tests (ARGS="-k name -x" is passed to pytest)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-test-deps:  ## install the programs that tests use: chromium, nginx, redis-server (Debian)
+test-deps:  ## install the programs that tests use: chromium, nginx, npm, redis-server (Debian)
 	@missing=''; \
 	for program in $(TEST_PROGRAMS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$$program" >/dev/null || missing="$$missing $$program"; \
@@ -66,6 +66,7 @@ bench-cold: install  ## measure the first POST in a new room, beside a join by t
 lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt
 	$(COMPILE) $(ARGS) --constraints requirements.txt pyproject.toml --group dev --output-file requirements-dev.txt
+	$(COMPILE) $(ARGS) --group agent --output-file requirements-agent.txt
 
 clean:  ## remove .venv and everything that tools left
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info

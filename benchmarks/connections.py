@@ -12,7 +12,7 @@ from benchmarks import machine
 from benchmarks.http_client import KeptConnection
 from benchmarks.receivers import Receiver, listen
 from benchmarks.senders import TOPIC
-from gateway.events import StreamChunk, StreamEvent
+from gateway.events import ParticipantEvent, StreamChunk, StreamEvent
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
 
@@ -85,7 +85,7 @@ class GatewayConnections(Connections):
     def __init__(self, url: str, name: str, api_key: str, api_secret: str) -> None:
         super().__init__(url, name, api_key, api_secret)
         self._rooms = LiveKitRooms(url, api_key, api_secret, max_stream_bytes=1 << 20)
-        self._listener = Listener(self._emit, lambda: None, lambda reason: None)
+        self._listener = Listener(self._emit, lambda: None, lambda: None, lambda reason: None)
 
     async def join(self, room: str, token: str) -> Leave:
         joined = await self._rooms.join(room, IDENTITY, token, (TOPIC,), self._listener)
@@ -95,7 +95,7 @@ class GatewayConnections(Connections):
         await super().close()
         await self._rooms.aclose()
 
-    def _emit(self, event: StreamEvent) -> None:
+    def _emit(self, event: StreamEvent | ParticipantEvent) -> None:
         if isinstance(event, StreamChunk):
             self.receiver.arrived(event.text, time.monotonic_ns())
 

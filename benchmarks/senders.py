@@ -106,7 +106,7 @@ class RoomsSender(Sender):
         """Calls need no preparation."""
 
     async def is_heard(self) -> bool:
-        return bool(self._room.participants)
+        return bool(self._room.identities)
 
     async def send(self, text: str, lane: int) -> None:
         await self._room.send_text(text, TextOptions(TOPIC))

@@ -52,7 +52,6 @@ class Stage:
             self.api_secret,
             room=room,
             identity=identity,
-            hidden=False,
             ttl=TOKEN_TTL,
         )
         return Place(

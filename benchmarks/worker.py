@@ -135,7 +135,7 @@ async def newcomers(place: Place) -> AsyncIterator[Mapping[str, Command]]:
         await coming.close()
 
 
-DEAF = Listener(lambda event: None, lambda: None, lambda reason: None)
+DEAF = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
 
 ROLES = {
     "http_sender": http_sender,

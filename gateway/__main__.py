@@ -39,10 +39,11 @@ LONGEST_TTL = timedelta(days=3650)
 def make_hub(rooms: Rooms, settings: Settings) -> Hub:
     return Hub(
         rooms,
-        lambda: EventLog(sse.encode, settings.log_bounds, settings.topics),
+        lambda topics: EventLog(sse.encode, settings.log_bounds, topics),
         topics=settings.topics,
         linger=settings.linger,
         max_connections=settings.max_connections,
+        max_rooms_of_identity=settings.max_rooms_of_identity,
     )
 
 
@@ -148,6 +149,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     token.add_argument("--room", required=True, type=_name)
     token.add_argument("--identity", required=True, type=_name)
     token.add_argument("--hidden", action="store_true", help="unseen by others; reads, never sends")
+    token.add_argument(
+        "--admin", action="store_true", help="reads and sends unseen, registers topics (roomAdmin)"
+    )
     token.add_argument("--ttl", type=_ttl, default=_ttl(DEFAULT_TTL), help="like 90s, 30m, 6h, 7d")
     return parser.parse_args(argv)
 
@@ -177,6 +181,7 @@ def main(argv: list[str]) -> int:
                 room=arguments.room,
                 identity=arguments.identity,
                 hidden=arguments.hidden,
+                admin=arguments.admin,
                 ttl=arguments.ttl,
             )
         )

@@ -5,6 +5,10 @@ that is absent is not a grant that is false), and stricter in three places: `exp
 required, types are not coerced, and only tokens of ordinary participants are taken.
 """
 
+import base64
+import hashlib
+import hmac
+import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -13,7 +17,14 @@ from typing import Any
 
 import jwt
 
-from gateway.errors import MissingGrant, RoomMismatch, TokenExpired, TokenInvalid, TokenNotStandard
+from gateway.errors import (
+    MissingGrant,
+    RoomMismatch,
+    TokenExpired,
+    TokenInvalid,
+    TokenNotStandard,
+    WebhookInvalid,
+)
 
 LEEWAY = 60
 """Seconds of clock difference that are forgiven; livekit-server's own figure."""
@@ -39,7 +50,14 @@ class Caller:
     hidden: bool
     expires_at: float
     """Seconds since the epoch, leeway included: what was begun before is ended then."""
-    token: str = field(repr=False)
+    room_admin: bool = False
+    names_agents: bool = False
+    """Whether the token has agents dispatched to the room that it creates (`roomConfig`)."""
+    grants: str = ""
+    """The `video` grants, written so that equal ones are equal."""
+    issued_at: float = 0.0
+    """Seconds since the epoch; 0 where the token does not say."""
+    token: str = field(default="", repr=False)
 
     def require_room(self, room: str) -> None:
         if room != self.room:
@@ -51,6 +69,10 @@ class Caller:
             raise MissingGrant("A hidden participant cannot send; use a token without 'hidden'.")
         if not self.can_publish_data:
             raise MissingGrant("The token does not allow sending: its 'canPublishData' is false.")
+
+    def require_room_admin(self) -> None:
+        if not self.room_admin:
+            raise MissingGrant("This needs a token with 'roomAdmin'.")
 
     def require_can_subscribe(self) -> None:
         if not self.can_subscribe:
@@ -114,6 +136,40 @@ class TokenVerifier:
         return claims
 
 
+class WebhookVerifier:
+    """Verifies LiveKit's webhooks: a token signed with the API secret carries the body's SHA-256."""
+
+    def __init__(self, api_key: str, api_secret: str) -> None:
+        self._api_key = api_key
+        self._api_secret = api_secret
+
+    def verify(self, token: str) -> str:
+        """What is signed: the body's SHA-256, in base64. Raises WebhookInvalid."""
+        try:
+            claims = jwt.decode(
+                token,
+                self._api_secret,
+                algorithms=["HS256"],
+                issuer=self._api_key,
+                leeway=LEEWAY,
+                options={"require": ["exp"]},
+            )
+        except jwt.InvalidTokenError as error:
+            raise WebhookInvalid(
+                "The webhook is not signed with LIVEKIT_API_KEY and LIVEKIT_API_SECRET."
+            ) from error
+        signed = claims.get("sha256")
+        if not isinstance(signed, str):
+            raise WebhookInvalid("The webhook's token does not sign a body ('sha256').")
+        return signed
+
+    def verify_body(self, signed: str, body: bytes) -> None:
+        """Raises WebhookInvalid where the body is another than what `verify` returned."""
+        digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
+        if not hmac.compare_digest(signed.encode(), digest.encode()):
+            raise WebhookInvalid("The webhook's body is not the one that was signed.")
+
+
 def _caller(token: str, claims: Mapping[str, Any]) -> Caller:
     identity = claims.get("sub")
     if not isinstance(identity, str) or not identity:
@@ -142,8 +198,25 @@ def _caller(token: str, claims: Mapping[str, Any]) -> Caller:
         can_subscribe=_grant(grants, "canSubscribe", default=True),
         hidden=_grant(grants, "hidden"),
         expires_at=expires + LEEWAY,
+        room_admin=_grant(grants, "roomAdmin"),
+        names_agents=_names_agents(claims.get("roomConfig")),
+        grants=json.dumps(grants, sort_keys=True),
+        issued_at=_issued_at(claims),
         token=token,
     )
+
+
+def _names_agents(room_config: object) -> bool:
+    return isinstance(room_config, dict) and bool(room_config.get("agents"))
+
+
+def _issued_at(claims: Mapping[str, Any]) -> float:
+    """`iat`, which not all of LiveKit's SDKs write, or `nbf`, which most do."""
+    for name in ("iat", "nbf"):
+        value = claims.get(name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return float(value)
+    return 0.0
 
 
 def _require_standard(claims: Mapping[str, Any], grants: Mapping[str, Any]) -> None:

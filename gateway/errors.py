@@ -11,20 +11,31 @@ GatewayError
 ├── Unauthenticated             who is calling is not proved
 │   ├── TokenMissing
 │   ├── TokenInvalid
-│   └── TokenExpired            it was good; a new one is needed
+│   ├── TokenExpired            it was good; a new one is needed
+│   └── WebhookInvalid          not signed by our LiveKit server
 ├── Forbidden                   it is proved, and that is not enough
 │   ├── RoomMismatch            the token is for another room
 │   ├── MissingGrant            the token lacks a grant
 │   ├── NotPermitted            LiveKit took the permission away since
+│   ├── PresenceRequired        only who is in the room may do this without being in it
+│   ├── IdentityMismatch        the path names another participant than the token
 │   ├── TokenNotStandard        a token of an agent, a recorder, an ingress...
 │   └── TopicReserved           a topic below `lk.` that is not for callers
+├── NotThere                    what the request is about is not there
+│   ├── RoomNotOpen             the room does not exist, and this request does not create it
+│   ├── NotInRoom               the participant is not in the room through us
+│   └── TopicNotRegistered      nobody registered the topic
+├── TopicFixed                  a topic of GATEWAY_TOPICS, which no request drops
 └── Unavailable                 right, but not now; trying again may help
     ├── Starting                this process has not found out yet whether LiveKit takes its key
     ├── Draining                this process is going away
     ├── TooManyConnections      the process has as many LiveKit connections as it takes
+    ├── TooManyRooms            the identity is in as many rooms as one may be in through us
+    ├── TooManyJoins            as many joins are under way as LiveKit and this process can bear
     ├── TooManyEventStreams     the process has as many event streams as it takes
     ├── TooManyTopics           the participant receives as many topics as we let it
     ├── JoinFailed              LiveKit did not let us into the room
+    ├── AgentUnavailable        no agent came in the time that the request gave it
     └── LiveKitUnavailable      LiveKit did not take what we had for it
 
 Each class has a stable `code`, which clients may program against; `web/problems.py` owns the HTTP
@@ -86,6 +97,10 @@ class TokenExpired(Unauthenticated):
     code = "token_expired"
 
 
+class WebhookInvalid(Unauthenticated):
+    code = "webhook_invalid"
+
+
 class Forbidden(GatewayError):
     code = "forbidden"
 
@@ -102,12 +117,40 @@ class NotPermitted(Forbidden):
     code = "not_permitted"
 
 
+class PresenceRequired(Forbidden):
+    code = "presence_required"
+
+
+class IdentityMismatch(Forbidden):
+    code = "identity_mismatch"
+
+
 class TokenNotStandard(Forbidden):
     code = "token_not_standard"
 
 
 class TopicReserved(Forbidden):
     code = "topic_reserved"
+
+
+class NotThere(GatewayError):
+    code = "not_there"
+
+
+class RoomNotOpen(NotThere):
+    code = "room_not_open"
+
+
+class NotInRoom(NotThere):
+    code = "not_in_room"
+
+
+class TopicNotRegistered(NotThere):
+    code = "topic_not_registered"
+
+
+class TopicFixed(GatewayError):
+    code = "topic_fixed"
 
 
 class Unavailable(GatewayError):
@@ -130,6 +173,16 @@ class TooManyConnections(Unavailable):
     retry_after = 30
 
 
+class TooManyRooms(Unavailable):
+    code = "too_many_rooms"
+    retry_after = 30
+
+
+class TooManyJoins(Unavailable):
+    code = "too_many_joins"
+    retry_after = 5
+
+
 class TooManyEventStreams(Unavailable):
     code = "too_many_event_streams"
     retry_after = 30
@@ -142,6 +195,11 @@ class TooManyTopics(Unavailable):
 
 class JoinFailed(Unavailable):
     code = "join_failed"
+    retry_after = 5
+
+
+class AgentUnavailable(Unavailable):
+    code = "agent_unavailable"
     retry_after = 5
 
 

@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 from gateway.errors import InvalidParameter
 from gateway.events import (
+    PARTICIPANTS,
     GapReason,
     GatewayClosing,
     GatewayGap,
+    LogEvent,
     StreamChunk,
     StreamClosed,
-    StreamEvent,
     StreamOpened,
 )
 
@@ -39,8 +40,6 @@ the log keeps."""
 
 READ_BYTES = 256 * 1024
 """What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
-
-LogEvent = StreamEvent | GatewayGap
 
 Encode = Callable[[LogEvent, str | None], bytes]
 """An event and its id to the bytes that go to subscribers; without an id for a replay."""
@@ -136,7 +135,7 @@ class EventLog:
         self._start = 0
         self._head = 0
         self._bytes = 0
-        self._registered = dict.fromkeys(topics, 0)
+        self._registered = {PARTICIPANTS: 0, **dict.fromkeys(topics, 0)}
         self._open: dict[tuple[str, str], _OpenStream] = {}
         self._interruptions: deque[Entry] = deque(maxlen=INTERRUPTIONS)
         self._watchers: set[Callable[[], None]] = set()
@@ -146,7 +145,7 @@ class EventLog:
         """The position of the newest event; sequence number 0 before the first."""
         return Position(self.epoch, self._head)
 
-    def append(self, event: StreamEvent) -> None:
+    def append(self, event: LogEvent) -> None:
         """Adds the event, and wakes whoever follows. Nothing is added once the log has ended."""
         if self.ended is not None:
             return
@@ -156,7 +155,7 @@ class EventLog:
         self._track_open(entry, event)
         self._add(entry)
 
-    def interrupt(self, noticed_within: float) -> None:
+    def interrupt(self, noticed_within: float, reason: GapReason = GapReason.UNKNOWN) -> None:
         """Tells everybody that something may be missing, here and up to `noticed_within` seconds back."""
         if self.ended is not None:
             return
@@ -164,7 +163,7 @@ class EventLog:
         index = bisect_right(self._entries, since, lo=self._start, key=lambda entry: entry.time)
         before = Position(self.epoch, self._first() + index - self._start - 1)
         here = str(Position(self.epoch, self._head + 1))
-        gap = GatewayGap(GapReason.UNKNOWN, str(before), here)
+        gap = GatewayGap(reason, str(before), here)
         entry = Entry(self._head + 1, self._now(), None, gap, self._encode(gap, here))
         self._interruptions.append(entry)
         self._add(entry)
@@ -179,8 +178,9 @@ class EventLog:
         return topic in self._registered
 
     @property
-    def registered_topics(self) -> int:
-        return len(self._registered)
+    def topics(self) -> list[str]:
+        """Those that are received."""
+        return [topic for topic in self._registered if topic != PARTICIPANTS]
 
     def register_topic(self, topic: str) -> None:
         """From now on the topic is received; a resume from before cannot be proved whole.
@@ -191,6 +191,10 @@ class EventLog:
         if topic not in self._registered:
             self._registered[topic] = self._head + 1
             self._add(Entry(self._head + 1, self._now(), "", None, b""))
+
+    def unregister_topic(self, topic: str) -> None:
+        """From now on the topic is not received; a resume after this is told so if it comes back."""
+        self._registered.pop(topic, None)
 
     def watch(self, wake: Callable[[], None]) -> None:
         """Calls `wake` after every append, and at the end, until `unwatch`."""
@@ -296,14 +300,18 @@ class EventLog:
         self._evict()
         self._wake()
 
-    def _track_open(self, entry: Entry, event: StreamEvent) -> None:
-        key = (event.participant_identity, event.stream_id)
-        if isinstance(event, StreamOpened):
-            self._open[key] = _OpenStream(entry)
-        elif isinstance(event, StreamClosed):
-            self._open.pop(key, None)
-        elif stream := self._open.get(key):
-            stream.chunks.append(entry)
+    def _track_open(self, entry: Entry, event: LogEvent) -> None:
+        match event:
+            case StreamOpened():
+                self._open[event.participant_identity, event.stream_id] = _OpenStream(entry)
+            case StreamClosed():
+                self._open.pop((event.participant_identity, event.stream_id), None)
+            case StreamChunk():
+                stream = self._open.get((event.participant_identity, event.stream_id))
+                if stream is not None:
+                    stream.chunks.append(entry)
+            case _:
+                pass  # not of a stream
 
     def _evict(self) -> None:
         oldest = self._now() - self._bounds.age

@@ -1,7 +1,7 @@
 """The events of an event stream: facts, frozen when built.
 
-`stream.*` events are kept in an event log and numbered; `gateway.*` events speak of one
-subscriber's connection and are made for it alone. The dotted name is both the SSE event name and
+`stream.*`, `participant.*` and `room.*` events are kept in an event log and numbered; `gateway.*`
+events, the gap aside, speak of one subscriber's connection and are made for it alone. The dotted name is both the SSE event name and
 the member `type` of the JSON, so that a bare `onmessage` fallback, a log file and a typed client
 all read the same thing. No event is ever named `error`, `open` or `message`: browsers dispatch
 those themselves.
@@ -74,6 +74,91 @@ class StreamClosed:
 
 StreamEvent = StreamOpened | StreamChunk | StreamClosed
 
+PARTICIPANTS = "\0participants"
+"""The topic of `participant.*` events in a log; no text stream can have it, for a topic has no NUL."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantConnected:
+    """Somebody else came into the room. LiveKit tells of who has no tracks up to 3 s late."""
+
+    type: ClassVar[str] = "participant.connected"
+    topic: ClassVar[str] = PARTICIPANTS
+
+    participant_identity: str
+    kind: str
+    """LiveKit's word: standard, agent, sip, ingress, egress, connector, bridge."""
+    name: str
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantDisconnected:
+    type: ClassVar[str] = "participant.disconnected"
+    topic: ClassVar[str] = PARTICIPANTS
+
+    participant_identity: str
+    reason: str | None
+    """LiveKit's word, like client_initiated or participant_removed; None where it gives none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantAttributesChanged:
+    type: ClassVar[str] = "participant.attributes_changed"
+    topic: ClassVar[str] = PARTICIPANTS
+
+    participant_identity: str
+    changed: Mapping[str, str]
+    """Only these; an attribute that was removed is empty here."""
+    attributes: Mapping[str, str]
+    """All, as they are now."""
+
+
+ParticipantEvent = ParticipantConnected | ParticipantDisconnected | ParticipantAttributesChanged
+
+
+@dataclass(frozen=True, slots=True)
+class RoomWaiting:
+    """The room does not exist. An observer does not create it, and is there when somebody does."""
+
+    type: ClassVar[str] = "room.waiting"
+    topic: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomOpened:
+    """The room that was waited for exists, and is received from here on."""
+
+    type: ClassVar[str] = "room.opened"
+    topic: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomClosed:
+    """The room ended; its texts and participants with it."""
+
+    type: ClassVar[str] = "room.closed"
+    topic: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomReconnecting:
+    """LiveKit is out of reach: nothing is received until `room.reconnected`, nothing can be sent."""
+
+    type: ClassVar[str] = "room.reconnecting"
+    topic: ClassVar[None] = None
+
+
+@dataclass(frozen=True, slots=True)
+class RoomReconnected:
+    """The room is received again; a `gateway.gap` before it says since when something may be missing."""
+
+    type: ClassVar[str] = "room.reconnected"
+    topic: ClassVar[None] = None
+
+
+RoomEvent = RoomWaiting | RoomOpened | RoomClosed | RoomReconnecting | RoomReconnected
+
 
 @dataclass(frozen=True, slots=True)
 class GatewayOpened:
@@ -96,6 +181,9 @@ class GapReason(StrEnum):
     UNKNOWN = "unknown"
     """We cannot say what happened after `from`: the connection to LiveKit was broken for a while, `from`
     lies ahead of us, or the topic was not received then."""
+    HANDOVER = "handover"
+    """Who receives the room for this participant has changed, from itself to the observer or back, or
+    it joined again with a newer token: what fell between is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +191,8 @@ class GatewayGap:
     """Continuity cannot be proved: something may be missing after `from`; you stand at `to` now."""
 
     type: ClassVar[str] = "gateway.gap"
+
+    topic: ClassVar[None] = None
 
     reason: GapReason
     from_: str
@@ -114,7 +204,10 @@ class ClosingReason(StrEnum):
     TOKEN_EXPIRED = "token_expired"  # noqa: S105 - a reason, not a secret
     ROOM_CLOSED = "room_closed"
     REMOVED = "removed"
-    DUPLICATE_IDENTITY = "duplicate_identity"
+    LEFT = "left"
+    """The participant left, by its own request."""
+    ABSENT = "absent"
+    """The participant for whom the room was read unseen is not in it any more."""
     DISCONNECTED = "disconnected"
     """LiveKit is out of reach, or took the connection away."""
     OVERLOADED = "overloaded"
@@ -134,7 +227,7 @@ _FINAL = {
     ClosingReason.TOKEN_EXPIRED,
     ClosingReason.ROOM_CLOSED,
     ClosingReason.REMOVED,
-    ClosingReason.DUPLICATE_IDENTITY,
+    ClosingReason.LEFT,
 }
 
 
@@ -152,7 +245,10 @@ def closing(reason: ClosingReason) -> GatewayClosing:
     return GatewayClosing(reason, reason.reconnect)
 
 
-Event = StreamEvent | GatewayOpened | GatewayGap | GatewayClosing
+LogEvent = StreamEvent | ParticipantEvent | RoomEvent | GatewayGap
+"""What is kept in an event log."""
+
+Event = LogEvent | GatewayOpened | GatewayClosing
 
 
 _MEMBERS = {

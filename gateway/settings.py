@@ -140,6 +140,8 @@ class Settings:
     """Well within the 30 s that Kubernetes gives a pod."""
     max_connections: int = _setting("GATEWAY_MAX_CONNECTIONS", _count(1, 100_000), 300)
     """What one process carries (docs: figures); each costs 1 to 2.5 MB and a WebRTC session."""
+    max_rooms_of_identity: int = _setting("GATEWAY_MAX_ROOMS_OF_IDENTITY", _count(1, 100_000), 100)
+    """So that one who gets tokens for any room does not take all connections."""
     max_event_streams: int = _setting("GATEWAY_MAX_EVENT_STREAMS", _count(1, 1_000_000), 10_000)
     log_events: int = _setting("GATEWAY_LOG_EVENTS", _count(1, 10_000_000), LogBounds().events)
     log_bytes: int = _setting("GATEWAY_LOG_BYTES", _count(1024, 1024**4), LogBounds().bytes)

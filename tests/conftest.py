@@ -9,19 +9,47 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
+from playwright.async_api import Browser
 
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.settings import Settings
-from tests.running_gateway import RunningGateway, running
-from tools.livekit_server import LiveKitServer, find_livekit_server, start_livekit_server
+from tests.agent.environment import AgentEnvironmentFailed, agent_python as find_agent_python
+from tests.agent.running_agent import (
+    AgentProgram,
+    RunningAgent,
+    RunningWorker,
+    running_agent,
+    running_worker,
+)
+from tests.browser.chromium import running_chromium
+from tests.browser.livekit_client import LiveKitClientNotFound, livekit_client as get_livekit_client
+from tests.browser.participant import BrowserParticipant, browser_participant as in_browser
+from tests.running_gateway import RunningGateway, livekit_token, running
+from tools.livekit_server import (
+    LiveKitServer,
+    LiveKitServerError,
+    find_livekit_server,
+    start_livekit_server,
+)
 
 Serve = Callable[..., AbstractAsyncContextManager[RunningGateway]]
+AgentIn = Callable[..., AbstractAsyncContextManager[RunningAgent]]
+StartWorker = Callable[..., AbstractAsyncContextManager[RunningWorker]]
+InBrowser = Callable[..., AbstractAsyncContextManager[BrowserParticipant]]
+
+MADE_ONCE: dict[str, Callable[[Callable[[str], None]], Path]] = {
+    "livekit_binary": find_livekit_server,
+    "agent_python": find_agent_python,
+    "livekit_client": get_livekit_client,
+}
+"""What some fixtures need, and how it is got."""
 
 LACKING = pytest.StashKey[set[str]]()
 
@@ -33,7 +61,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def livekit_binary() -> Path:
-    return find_livekit_server(lambda line: print(line, file=sys.stderr))
+    return find_livekit_server(_report)
 
 
 @pytest.fixture(scope="session")
@@ -42,8 +70,7 @@ def livekit(
 ) -> Iterator[LiveKitServer]:
     """A LiveKit server of the tests' own, on free ports."""
     log = tmp_path_factory.mktemp("livekit") / "server.log"
-    report = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    with start_livekit_server(livekit_binary, report=report, log=log, port=0) as server:
+    with start_livekit_server(livekit_binary, report=_report, log=log, port=0) as server:
         yield server
 
 
@@ -78,6 +105,71 @@ def room() -> str:
     return f"room-{secrets.token_hex(4)}"
 
 
+@pytest.fixture(scope="session")
+def agent_python() -> Path:
+    """The Python of the environment that LiveKit Agents is installed in."""
+    return find_agent_python(_report)
+
+
+@pytest.fixture(scope="session")
+def agent_program(
+    agent_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AgentProgram]:
+    """The process that the tests' agents share."""
+    with AgentProgram(agent_python, tmp_path_factory.mktemp("agents")) as program:
+        yield program
+
+
+@pytest.fixture
+def logged_agents(agent_program: AgentProgram) -> Iterator[AgentProgram]:
+    """The same; what it logs meanwhile is shown when the test fails."""
+    before = agent_program.log.stat().st_size
+    yield agent_program
+    with agent_program.log.open("rb") as log:
+        log.seek(before)
+        print(log.read().decode(errors="replace"), file=sys.stderr)
+
+
+@pytest.fixture
+def agent_in(logged_agents: AgentProgram, livekit: LiveKitServer) -> AgentIn:
+    """Puts an agent into a room, without a dispatch: `async with agent_in(room) as agent`."""
+    return partial(running_agent, logged_agents, livekit)
+
+
+@pytest.fixture
+def agent_worker(logged_agents: AgentProgram, livekit: LiveKitServer) -> StartWorker:
+    """Registers a worker, whose agents LiveKit dispatches: `async with agent_worker() as worker`."""
+    return partial(running_worker, logged_agents, livekit)
+
+
+@pytest.fixture(scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    """A Chromium; tests that use it are marked `needs("chromium")`."""
+    async with running_chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="session")
+def livekit_client() -> Path:
+    """The script of LiveKit's client for browsers; tests that use it are marked `needs("npm")`."""
+    return get_livekit_client(_report)
+
+
+@pytest.fixture
+def browser_participant(
+    browser: Browser, livekit_client: Path, livekit: LiveKitServer
+) -> InBrowser:
+    """Joins a room by WebRTC: `async with browser_participant(room, "bob") as bob`."""
+
+    def join(
+        room: str, identity: str, topics: Sequence[str] = ("lk.chat",), token: str | None = None
+    ) -> AbstractAsyncContextManager[BrowserParticipant]:
+        token = token or livekit_token(livekit, room, identity)
+        return in_browser(browser, livekit_client, livekit.url, token, identity, topics)
+
+    return join
+
+
 @asynccontextmanager
 async def _serve_memory(**changes: object) -> AsyncIterator[RunningGateway]:
     settings = Settings("ws://in-process", "devkey", "secret", **changes)  # type: ignore[arg-type]
@@ -86,24 +178,44 @@ async def _serve_memory(**changes: object) -> AsyncIterator[RunningGateway]:
 
 
 def _serve_livekit(server: LiveKitServer) -> Serve:
-    @asynccontextmanager
-    async def serve(**changes: object) -> AsyncIterator[RunningGateway]:
-        settings = Settings(server.url, server.api_key, server.api_secret, **changes)  # type: ignore[arg-type]
-        rooms = LiveKitRooms(
-            settings.livekit_url,
-            settings.livekit_api_key,
-            settings.livekit_api_secret,
-            max_stream_bytes=settings.max_stream_bytes,
-        )
-        async with running(rooms, settings) as running_gateway:
-            yield running_gateway
+    return partial(serve_on, server)
 
-    return serve
+
+@asynccontextmanager
+async def serve_on(
+    server: LiveKitServer | None, **changes: object
+) -> AsyncIterator[RunningGateway]:
+    """A gateway in front of that server; of None, in front of an address where nothing listens."""
+    credentials = (
+        ("ws://127.0.0.1:1", "devkey", "secret")
+        if server is None
+        else (server.url, server.api_key, server.api_secret)
+    )
+    settings = Settings(*credentials, **changes)  # type: ignore[arg-type]
+    rooms = LiveKitRooms(*credentials, max_stream_bytes=settings.max_stream_bytes)
+    async with running(rooms, settings) as running_gateway:
+        yield running_gateway
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[LACKING] = set()
     config.addinivalue_line("markers", "needs(program): needs a program of the system")
+
+
+def _report(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """What is made once per machine is made before the first test: no test's time runs meanwhile, and
+    a person sees what goes on. What fails here fails again in the fixture, and is told by its tests."""
+    if session.config.option.collectonly:
+        return
+    wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
+    for fixture, make in MADE_ONCE.items():
+        if fixture in wanted:
+            with suppress(LiveKitServerError, AgentEnvironmentFailed, LiveKitClientNotFound):
+                make(_report)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

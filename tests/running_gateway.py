@@ -15,6 +15,7 @@ from livekit import api
 from gateway.__main__ import make_hub, make_server
 from gateway.hub import Hub
 from gateway.rooms.base import Rooms
+from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.tokens import mint
 from gateway.server import Server, listen
 from gateway.settings import Settings
@@ -31,7 +32,6 @@ def livekit_token(server: LiveKitServer, room: str, identity: str) -> str:
         server.api_secret,
         room=room,
         identity=identity,
-        hidden=False,
         ttl=timedelta(minutes=5),
     )
 
@@ -181,6 +181,41 @@ class RunningGateway:
             params=query,
             content=content,
             headers={**self.bearer(identity, room), "Content-Type": content_type},
+        )
+
+    async def delete_room(self, room: str) -> None:
+        """What an operator does by LiveKit's server API."""
+        if isinstance(self.rooms, MemoryRooms):
+            self.rooms.delete_room(room)
+            return
+        async with self._server_api() as server:
+            await server.room.delete_room(api.DeleteRoomRequest(room=room))
+
+    async def remove(self, room: str, identity: str) -> None:
+        """Likewise."""
+        if isinstance(self.rooms, MemoryRooms):
+            self.rooms.remove_participant(room, identity)
+            return
+        async with self._server_api() as server:
+            await server.room.remove_participant(
+                api.RoomParticipantIdentity(room=room, identity=identity)
+            )
+
+    async def forbid_sending(self, room: str, identity: str) -> None:
+        """Likewise."""
+        if isinstance(self.rooms, MemoryRooms):
+            self.rooms.set_can_publish_data(room, identity, False)
+            return
+        permission = api.ParticipantPermission(can_subscribe=True, can_publish_data=False)
+        async with self._server_api() as server:
+            await server.room.update_participant(
+                api.UpdateParticipantRequest(room=room, identity=identity, permission=permission)
+            )
+
+    def _server_api(self) -> api.LiveKitAPI:
+        settings = self.settings
+        return api.LiveKitAPI(
+            settings.livekit_url, settings.livekit_api_key, settings.livekit_api_secret
         )
 
     @asynccontextmanager

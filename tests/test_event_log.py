@@ -12,7 +12,6 @@ from gateway.event_log import (
     EventLog,
     Evicted,
     LogBounds,
-    LogEvent,
     Position,
     parse_position,
 )
@@ -20,6 +19,7 @@ from gateway.events import (
     ClosingReason,
     GapReason,
     GatewayGap,
+    LogEvent,
     StreamChunk,
     StreamClosed,
     StreamEvent,

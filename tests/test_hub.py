@@ -7,13 +7,13 @@ from collections.abc import Collection
 import pytest
 
 from gateway.auth import Caller
-from gateway.errors import Draining, JoinFailed, TooManyConnections, TooManyTopics
-from gateway.event_log import EventLog, LogBounds, LogEvent
-from gateway.events import ClosingReason, StreamChunk, closing
-from gateway.hub import Connection, Hub
+from gateway.connection import Connection
+from gateway.errors import Draining, JoinFailed, TooManyConnections, TooManyRooms, TooManyTopics
+from gateway.event_log import EventLog, LogBounds
+from gateway.events import ClosingReason, LogEvent, StreamChunk, closing
+from gateway.hub import Hub
 from gateway.rooms.base import (
     Listener,
-    LostReason,
     StreamHeader,
     TextOptions,
     TextStreamWriter,
@@ -43,16 +43,23 @@ class SlowRooms(MemoryRooms):
 
 
 def _caller(identity: str = "bob", room: str = "r") -> Caller:
-    return Caller(identity, room, True, True, False, time.time() + 600, "token")
+    return Caller(identity, room, True, True, False, time.time() + 600)
 
 
-def _hub(rooms: MemoryRooms, *, linger: float = 60.0, max_connections: int = 10) -> Hub:
+def _hub(
+    rooms: MemoryRooms,
+    *,
+    linger: float = 60.0,
+    max_connections: int = 10,
+    max_rooms_of_identity: int = 10,
+) -> Hub:
     return Hub(
         rooms,
-        lambda: EventLog(_encode, LogBounds(), "t"),
+        lambda topics: EventLog(_encode, LogBounds(), topics),
         topics=("t",),
         linger=linger,
         max_connections=max_connections,
+        max_rooms_of_identity=max_rooms_of_identity,
     )
 
 
@@ -62,8 +69,14 @@ def _encode(event: LogEvent, position: str | None) -> bytes:
 
 
 async def _held(hub: Hub, caller: Caller) -> Connection:
-    async with hub.connection(caller) as connection:
+    async with hub.session(caller) as connection:
         return connection
+
+
+async def _emptied(hub: Hub) -> None:
+    async with asyncio.timeout(DEADLINE):
+        while hub.connections:
+            await asyncio.sleep(0.01)
 
 
 async def test_requests_at_once_make_one_join() -> None:
@@ -106,7 +119,7 @@ async def test_a_refused_join_is_told_to_all_and_not_remembered() -> None:
     connection = await _held(hub, _caller())
 
     assert [type(result) for result in results] == [JoinFailed, JoinFailed]
-    assert connection.identity == "bob"
+    assert connection.ended is None
     await hub.drain()
 
 
@@ -139,11 +152,11 @@ async def test_a_lingering_connection_still_hears() -> None:
     rooms = MemoryRooms()
     hub = _hub(rooms)
     bob = await _held(hub, _caller())
-    async with hub.connection(_caller("carol")) as carol:
-        sent = await carol.send_text("heard?", TextOptions("t"))
+    async with hub.session(_caller("carol")) as carol:
+        sent = await carol.send_text("carol", "heard?", TextOptions("t"))
 
     read = bob.log.read(0, ["t"])
-    assert read.seq == 3
+    assert read.frames == [b"stream.opened", b"stream.chunk heard?", b"stream.closed"]
     assert sent.listeners == 1
     await hub.drain()
 
@@ -151,9 +164,19 @@ async def test_a_lingering_connection_still_hears() -> None:
 async def test_connections_are_bounded() -> None:
     rooms = MemoryRooms()
     hub = _hub(rooms, max_connections=1)
-    async with hub.connection(_caller()):
+    async with hub.session(_caller()):
         with pytest.raises(TooManyConnections):
             await _held(hub, _caller("carol"))
+    await hub.drain()
+
+
+async def test_one_identity_does_not_take_all_connections() -> None:
+    hub = _hub(MemoryRooms(), max_rooms_of_identity=2)
+    for room in ("r", "s"):
+        await _held(hub, _caller(room=room))
+    with pytest.raises(TooManyRooms, match="GATEWAY_MAX_ROOMS_OF_IDENTITY"):
+        await _held(hub, _caller(room="t"))
+    await _held(hub, _caller("carol", room="t"))
     await hub.drain()
 
 
@@ -187,13 +210,17 @@ class GatedRoom(MemoryRoom):
     gate: asyncio.Event
     taking: asyncio.Event
 
-    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
+    async def send_text(
+        self, text: str, options: TextOptions, sender: str | None = None
+    ) -> StreamHeader:
         self.taking.set()
         await self.gate.wait()
-        return await super().send_text(text, options)
+        return await super().send_text(text, options, sender)
 
-    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
-        return GatedWriter(self, await super().open_text_stream(options))
+    async def open_text_stream(
+        self, options: TextOptions, sender: str | None = None
+    ) -> TextStreamWriter:
+        return GatedWriter(self, await super().open_text_stream(options, sender))
 
 
 class GatedWriter(TextStreamWriter):
@@ -224,8 +251,7 @@ class GatedRooms(MemoryRooms):
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> MemoryRoom:
         joined = await super().join(room, identity, token, topics, listener)
-        gated = GatedRoom(joined.identity, joined.listener, joined.present)
-        gated.topics = joined.topics
+        gated = GatedRoom(joined.identity, joined.listener, joined.present, topics=joined.topics)
         gated.gate, gated.taking = self.gate, self.taking
         joined.present[identity] = gated
         return gated
@@ -234,8 +260,8 @@ class GatedRooms(MemoryRooms):
 async def test_a_text_in_flight_is_accepted_though_the_gateway_is_draining() -> None:
     rooms = GatedRooms()
     hub = _hub(rooms)
-    async with hub.connection(_caller("bob")) as bob, hub.connection(_caller("carol")) as carol:
-        sending = asyncio.create_task(carol.send_text("hi", TextOptions("t")))
+    async with hub.session(_caller("bob")) as bob, hub.session(_caller("carol")) as carol:
+        sending = asyncio.create_task(carol.send_text("carol", "hi", TextOptions("t")))
         await rooms.taking.wait()
         draining = asyncio.create_task(hub.drain())
         await asyncio.sleep(0)
@@ -256,8 +282,8 @@ async def test_a_text_in_flight_is_accepted_though_the_gateway_is_draining() -> 
 async def test_an_abort_waits_for_the_piece_that_is_being_taken() -> None:
     rooms = GatedRooms()
     hub = _hub(rooms)
-    async with hub.connection(_caller()) as connection:
-        stream = await connection.open_stream(TextOptions("t"))
+    async with hub.session(_caller()) as connection:
+        stream = await connection.open_stream("bob", TextOptions("t"))
         writing = asyncio.create_task(stream.write("piece"))
         await rooms.taking.wait()
         aborting = asyncio.create_task(stream.abort("reason"))
@@ -290,6 +316,7 @@ async def test_who_waits_for_a_sender_is_woken_also_when_the_end_came_before() -
     connection = await _held(hub, _caller())
     connection.watch_end(lambda: woken.append("in time"))
     rooms.delete_room("r")
+    await _emptied(hub)
     connection.watch_end(lambda: woken.append("late"))
 
     assert woken == ["in time", "late"]
@@ -300,8 +327,9 @@ async def test_the_loss_of_an_earlier_connection_does_not_touch_the_next() -> No
     hub = _hub(rooms)
     first = await _held(hub, _caller())
     rooms.delete_room("r")
+    await _emptied(hub)
     second = await _held(hub, _caller())
-    first.lost(LostReason.DISCONNECTED)
+    await first.leave(ClosingReason.IDLE)
     third = await _held(hub, _caller())
 
     assert second is third is not first
@@ -317,15 +345,13 @@ async def test_a_request_given_up_while_joining_does_not_hold_the_connection() -
     waiting.cancel()
     await asyncio.wait({waiting})
     rooms.open.set()
-    async with asyncio.timeout(DEADLINE):
-        while hub.connections:
-            await asyncio.sleep(0.01)
+    await _emptied(hub)
 
     assert rooms.identities("r") == set()
 
 
 async def test_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.hub.MAX_TOPICS", 2)
+    monkeypatch.setattr("gateway.connection.MAX_TOPICS", 2)
     hub = _hub(MemoryRooms())
     connection = await _held(hub, _caller())
     connection.register_topic("t")
@@ -337,8 +363,8 @@ async def test_topics_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_own_pieces_are_logged_in_the_order_in_which_they_were_taken() -> None:
     hub = _hub(MemoryRooms())
-    async with hub.connection(_caller()) as connection:
-        stream = await connection.open_stream(TextOptions("t"))
+    async with hub.session(_caller()) as connection:
+        stream = await connection.open_stream("bob", TextOptions("t"))
         await asyncio.gather(*(stream.write(str(number)) for number in range(10)))
         await stream.close()
         frames = connection.log.read(0, ["t"]).frames

@@ -7,6 +7,7 @@ is enough here, so that this runs before anything else of the project does.
 
 import hashlib
 import http.client
+import json
 import os
 import platform
 import shutil
@@ -16,7 +17,7 @@ import tempfile
 import time
 import urllib.request
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -302,10 +303,14 @@ class LiveKitServer:
     api_key = API_KEY
     api_secret = API_SECRET
 
-    def __init__(self, binary: Path, ports: Ports, log: Path) -> None:
+    def __init__(
+        self, binary: Path, ports: Ports, log: Path, webhook_urls: Sequence[str] = ()
+    ) -> None:
         self.binary = binary
         self.ports = ports
         self.log = log
+        self.webhook_urls = list(webhook_urls)
+        """Where it tells of rooms and participants, from its next start on."""
         self._child: ChildProcess | None = None
 
     @property
@@ -327,7 +332,8 @@ class LiveKitServer:
         if self.running:
             return
         with self.log.open("ab") as output:
-            child = ChildProcess(_command(self.binary, self.ports), env=_clean_env(), output=output)
+            command = _command(self.binary, self.ports, self.webhook_urls)
+            child = ChildProcess(command, env=_clean_env(), output=output)
         try:
             child.wait_until(self._answers, within=READY_SECONDS)
         except BaseException as error:
@@ -379,7 +385,12 @@ class LiveKitServer:
 
 
 def start_livekit_server(
-    binary: Path, *, report: Report, log: Path, port: int | None = None
+    binary: Path,
+    *,
+    report: Report,
+    log: Path,
+    port: int | None = None,
+    webhook_urls: Sequence[str] = (),
 ) -> LiveKitServer:
     """Start `binary` and return once it answers; a context manager that stops it.
 
@@ -388,7 +399,7 @@ def start_livekit_server(
     """
     races = 0
     while True:
-        server = LiveKitServer(binary, _choose_ports(port, report), log)
+        server = LiveKitServer(binary, _choose_ports(port, report), log, webhook_urls)
         try:
             server.start()
             break
@@ -403,7 +414,13 @@ def start_livekit_server(
     return server
 
 
-def _command(binary: Path, ports: Ports) -> list[str | Path]:
+def _command(binary: Path, ports: Ports, webhook_urls: list[str]) -> list[str | Path]:
+    config = {
+        # WebRTC over the loopback interface alone: nothing is offered to the network around, and a
+        # laptop without any network works too.
+        "rtc": {"enable_loopback_candidate": True, "ips": {"includes": [f"{_LOOPBACK}/32"]}},
+        "webhook": {"api_key": API_KEY, "urls": webhook_urls},
+    }
     return [
         binary,
         "--dev",
@@ -414,10 +431,7 @@ def _command(binary: Path, ports: Ports) -> list[str | Path]:
         *("--udp-port", str(ports.rtc_udp)),
         # At --dev's own level, debug, the log costs more than the work.
         *("--logging.level", "info"),
-        # WebRTC over the loopback interface alone: nothing is offered to the network around, and a
-        # laptop without any network works too.
-        "--config-body",
-        '{"rtc": {"enable_loopback_candidate": true, "ips": {"includes": ["127.0.0.1/32"]}}}',
+        *("--config-body", json.dumps(config)),
     ]
 
 

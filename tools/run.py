@@ -113,7 +113,7 @@ def _report(line: str) -> None:
 
 def _run(started: ExitStack, environ: Mapping[str, str]) -> NoReturn:
     host, port = _gateway_address(environ)
-    livekit = _livekit(started, environ)
+    livekit = _livekit(started, environ, _webhook_url(host, port))
     gateway = _start_gateway(started, livekit, host, port, environ)
     print(_what_to_try(gateway, livekit), flush=True)
     _watch(gateway, livekit)
@@ -122,13 +122,21 @@ def _run(started: ExitStack, environ: Mapping[str, str]) -> NoReturn:
 # LiveKit
 
 
-def _livekit(started: ExitStack, environ: Mapping[str, str]) -> LiveKit:
+def _livekit(started: ExitStack, environ: Mapping[str, str], webhook_url: str) -> LiveKit:
     if environ.get("LIVEKIT_URL"):
         return _named_livekit(environ)
     binary = find_livekit_server(_report)
     log = _log_file(started)
-    server = started.enter_context(start_livekit_server(binary, report=_report, log=log))
+    server = started.enter_context(
+        start_livekit_server(binary, report=_report, log=log, webhook_urls=[webhook_url])
+    )
     return LiveKit(server.url, server.api_key, server.api_secret, server)
+
+
+def _webhook_url(host: str, port: int) -> str:
+    """Where our own LiveKit server tells the gateway of rooms: over loopback, wherever it listens."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not to listen on
+    return f"http://{f'[{local}]' if ':' in local else local}:{port}/webhooks/livekit"
 
 
 def _log_file(started: ExitStack) -> Path:

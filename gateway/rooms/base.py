@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from gateway.events import StreamEvent
+from gateway.events import ParticipantEvent, StreamEvent
 
 MAX_OPEN_OF_SENDER = 200
 """Streams that one participant may hold open towards one connection, so that a hostile one does not
@@ -30,6 +30,36 @@ NOT_PERMITTED = (
 
 TOO_MANY_OPEN = "too_many_open_streams"
 """The reason of a stream closed by that bound."""
+
+AGENT = "agent"
+"""The kind of a participant that LiveKit takes for an agent."""
+
+AGENT_STATE = "lk.agent.state"
+"""The attribute in which an agent says what it does; `initializing` while it does not listen yet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Participant:
+    """Who is in a room, as LiveKit tells it."""
+
+    identity: str
+    sid: str
+    """Of this one presence: the next of the same identity has another."""
+    name: str
+    kind: str
+    """LiveKit's word: standard, agent, sip, …"""
+    state: str
+    """LiveKit's word: joining, joined, active, disconnected."""
+    attributes: Mapping[str, str]
+    can_publish_data: bool
+    hidden: bool
+
+    @property
+    def is_listening_agent(self) -> bool:
+        return self.kind == AGENT and self.attributes.get(AGENT_STATE, "initializing") not in (
+            "initializing",
+            "",
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +97,10 @@ class LostReason(StrEnum):
 class Listener:
     """What a room calls; after `lost`, or once `leave` has returned, nothing more comes."""
 
-    emit: Callable[[StreamEvent], None]
-    interrupted: Callable[[], None]
+    emit: Callable[[StreamEvent | ParticipantEvent], None]
+    reconnecting: Callable[[], None]
+    """The connection is broken, and is being mended below: `reconnected` follows, or `lost`."""
+    reconnected: Callable[[], None]
     """The connection was broken for a while and is whole again: something may be missing, both ways."""
     lost: Callable[[LostReason], None]
 
@@ -96,33 +128,45 @@ class Room(ABC):
 
     @property
     @abstractmethod
-    def can_publish_data(self) -> bool:
-        """LiveKit's word of now. It drops in silence what is sent without; we raise NotPermitted."""
+    def local(self) -> Participant:
+        """Ourselves, with LiveKit's word of now on what we may. It drops in silence what is sent without
+        the permission; we raise NotPermitted. What a hidden participant sends seems to come from nobody."""
 
     @property
     @abstractmethod
-    def hidden(self) -> bool:
-        """Whether the others do not see us. What a hidden participant sends seems to come from nobody."""
+    def identities(self) -> Collection[str]:
+        """Of the others, as LiveKit has told us; up to 3 s late for those without tracks."""
 
-    @property
     @abstractmethod
-    def participants(self) -> Collection[str]:
-        """The identities of the others, as LiveKit has told us; up to 3 s late for those without tracks."""
+    def participant(self, identity: str) -> Participant | None:
+        """One of the others."""
 
     @abstractmethod
     def register_topic(self, topic: str) -> None:
         """Receive the text streams on this topic from now on. Doing it twice is the same as once."""
 
     @abstractmethod
-    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
-        """One stream with the whole text; returns when LiveKit has taken it."""
+    def unregister_topic(self, topic: str) -> None:
+        """Receive no more streams on it; those that are open are read to their end."""
 
     @abstractmethod
-    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter: ...
+    async def send_text(
+        self, text: str, options: TextOptions, sender: str | None = None
+    ) -> StreamHeader:
+        """One stream with the whole text; returns when LiveKit has taken it.
+
+        `sender` is on whose behalf, for who observes: receivers see the text as that identity's.
+        """
 
     @abstractmethod
-    async def leave(self) -> None:
-        """Leaves as a participant who may come back (USER_UNAVAILABLE: agents keep their session).
+    async def open_text_stream(
+        self, options: TextOptions, sender: str | None = None
+    ) -> TextStreamWriter: ...
+
+    @abstractmethod
+    async def leave(self, *, for_good: bool = False) -> None:
+        """Leaves as a participant who may come back (USER_UNAVAILABLE: agents keep their session), or,
+        for good, as one who does not (CLIENT_INITIATED: agents close theirs).
 
         What LiveKit has accepted from us is on its way before, within a bound.
 
@@ -143,6 +187,22 @@ class Rooms(ABC):
         The topics are received from the first moment, so the listener may hear of streams before
         this returns. Creates the room if it does not exist. Raises JoinFailed or LiveKitUnavailable.
         """
+
+    @abstractmethod
+    async def observe(self, room: str, topics: Collection[str], listener: Listener) -> Room:
+        """Joins unseen, and may send on behalf of others; raises as `join` does.
+
+        Does not keep the room open, but would create it: to be called for a room that exists.
+        """
+
+    @abstractmethod
+    async def room_exists(self, room: str) -> bool:
+        """Raises LiveKitUnavailable."""
+
+    @abstractmethod
+    async def find_participant(self, room: str, identity: str) -> Participant | None:
+        """Who is in the room under this identity, by whatever way; known to the server at once, where
+        a room's `participant` may be late. Raises LiveKitUnavailable."""
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -4,26 +4,38 @@ import asyncio
 import logging
 import math
 import re
+import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import aiohttp
 from google.protobuf.message import DecodeError
 from livekit import api, rtc
 
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
-from gateway.events import StreamChunk, StreamClosed, StreamEvent, StreamOpened
+from gateway.events import (
+    ParticipantAttributesChanged,
+    ParticipantConnected,
+    ParticipantDisconnected,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+)
 from gateway.rooms import native
 from gateway.rooms.base import (
+    AGENT,
     MAX_OPEN_INCOMING,
     MAX_OPEN_OF_SENDER,
     NOT_PERMITTED,
     TOO_MANY_OPEN,
     Listener,
     LostReason,
+    Participant,
     Room,
     Rooms,
     StreamHeader,
@@ -31,6 +43,9 @@ from gateway.rooms.base import (
     TextStreamWriter,
 )
 from gateway.rooms.native.room import NativeReader, NativeRoom
+from gateway.rooms.tokens import mint_observer
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +65,13 @@ takes 0.2 on a local network. Leaving throws the rest away."""
 FLUSH_QUIET = 0.2
 """Seconds without a packet that say that all is out: longer than a round trip to a server far away, for
 in between them a busy sender waits as well."""
+
+RESUME_TIMEOUT = 4.0
+"""Seconds that the SDK has to mend a broken connection by itself. It tries at once and then every 5 s,
+ten times: where the first try fails, joining anew is sooner back."""
+
+API_TIMEOUT = 5.0
+"""Seconds for an answer of LiveKit's server API; 0.005 are usual."""
 
 ANNOUNCE_TIMEOUT = 4.0
 """Seconds for our announcement to come back. The server announces by itself after 3."""
@@ -75,6 +97,9 @@ NOT_TAKEN = "LiveKit did not take the text; whether it arrived is not known."
 
 _API_ERRORS = (api.ServerError, aiohttp.ClientError, TimeoutError)
 
+OBSERVER = "gateway-observer-"
+"""How the identities begin under which we observe; hidden, so that only operators ever see one."""
+
 
 class LiveKitRooms(Rooms):
     def __init__(
@@ -87,6 +112,8 @@ class LiveKitRooms(Rooms):
             auto_subscribe=False,
             data_stream=rtc.DataStreamOptions(max_payload_byte_length=max_stream_bytes),
         )
+        self._credentials = (api_key, api_secret)
+        self._observer = OBSERVER + secrets.token_hex(8)
         self._room_class = native.cured_room(log=log)
         self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
 
@@ -115,12 +142,45 @@ class LiveKitRooms(Rooms):
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> Room:
+        joined = await self._join(room, identity, token, topics, listener)
+        joined.announce()
+        return joined
+
+    async def observe(self, room: str, topics: Collection[str], listener: Listener) -> Room:
+        token = mint_observer(*self._credentials, room=room, identity=self._observer)
+        return await self._join(room, self._observer, token, topics, listener)
+
+    async def room_exists(self, room: str) -> bool:
+        asked = self._api.room.list_rooms(api.ListRoomsRequest(names=[room]))
+        return bool((await _answered(asked)).rooms)
+
+    async def find_participant(self, room: str, identity: str) -> Participant | None:
+        asked = self._api.room.get_participant(
+            api.RoomParticipantIdentity(room=room, identity=identity)
+        )
+        try:
+            info = await _answered(asked)
+        except _NotFound:
+            return None
+        return Participant(
+            identity=info.identity,
+            sid=info.sid,
+            name=info.name,
+            kind=_word(api.ParticipantInfo.Kind, info.kind),
+            state=_word(api.ParticipantInfo.State, info.state),
+            attributes=dict(info.attributes),
+            can_publish_data=info.permission.can_publish_data,
+            hidden=info.permission.hidden,
+        )
+
+    async def _join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> "_LiveKitRoom":
         await self._see_abandoned(room, identity)
         joined = _LiveKitRoom(self._room_class(), self._api, room, identity, listener)
         for topic in topics:
             joined.register_topic(topic)
         await self._connect(joined, token)
-        joined.announce()
         return joined
 
     async def aclose(self) -> None:
@@ -165,6 +225,23 @@ class LiveKitRooms(Rooms):
                 raise LiveKitUnavailable("An earlier join of this identity is not over yet.")
 
 
+class _NotFound(Exception):
+    """LiveKit's server API knows no such participant."""
+
+
+async def _answered(asked: Awaitable[T]) -> T:
+    """The answer of LiveKit's server API. Raises LiveKitUnavailable or _NotFound."""
+    try:
+        async with asyncio.timeout(API_TIMEOUT):
+            return await asked
+    except api.ServerError as error:
+        if error.code == api.TwirpErrorCode.NOT_FOUND:
+            raise _NotFound from None
+        raise LiveKitUnavailable(f"LiveKit's server API refused ({error.code}).") from error
+    except (aiohttp.ClientError, DecodeError, TimeoutError) as error:
+        raise LiveKitUnavailable("LiveKit's server API did not answer.") from error
+
+
 def _join_error(error: rtc.ConnectError) -> JoinFailed | LiveKitUnavailable:
     match = re.search(r"client error: (\d{3})", error.message)
     if match is None:
@@ -174,6 +251,8 @@ def _join_error(error: rtc.ConnectError) -> JoinFailed | LiveKitUnavailable:
         return JoinFailed("LiveKit refused the token: has it other API keys than the gateway?")
     if status == "404":
         return JoinFailed("LiveKit says that this room does not exist, and may not be created.")
+    if status.startswith("5"):
+        return LiveKitUnavailable(f"LiveKit cannot take a join now (HTTP status {status}).")
     return JoinFailed(f"LiveKit refused the join with HTTP status {status}.")
 
 
@@ -193,45 +272,61 @@ class _LiveKitRoom(Room):
         self._listener = listener
         self._topics: set[str] = set()
         self._readers: set[asyncio.Future[None]] = set()
+        self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
         self._left = False
         self._sent_at = -math.inf
         self._open_of: Counter[str] = Counter()
+        self._resume_deadline: asyncio.TimerHandle | None = None
         sdk_room.on("disconnected", self._on_disconnected)
-        sdk_room.on("reconnected", listener.interrupted)
+        sdk_room.on("reconnecting", self._on_reconnecting)
+        sdk_room.on("reconnected", self._on_reconnected)
+        sdk_room.on("participant_connected", self._on_participant_connected)
+        sdk_room.on("participant_disconnected", self._on_participant_disconnected)
+        sdk_room.on("participant_attributes_changed", self._on_attributes_changed)
 
     @property
-    def can_publish_data(self) -> bool:
-        return bool(self.sdk_room.local_participant.permissions.can_publish_data)
+    def local(self) -> Participant:
+        return _participant(self.sdk_room.local_participant)
 
     @property
-    def hidden(self) -> bool:
-        return bool(self.sdk_room.local_participant.permissions.hidden)
-
-    @property
-    def participants(self) -> Collection[str]:
+    def identities(self) -> Collection[str]:
         return self.sdk_room.remote_participants.keys()
+
+    def participant(self, identity: str) -> Participant | None:
+        found = self.sdk_room.remote_participants.get(identity)
+        return None if found is None else _participant(found)
 
     def register_topic(self, topic: str) -> None:
         if topic not in self._topics:
             self._topics.add(topic)
             self.sdk_room.register_text_stream_handler(topic, self._on_stream)
 
-    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
-        await self._ready_to_send()
+    def unregister_topic(self, topic: str) -> None:
+        self._topics.discard(topic)
+        self.sdk_room.unregister_text_stream_handler(topic)
+
+    async def send_text(
+        self, text: str, options: TextOptions, sender: str | None = None
+    ) -> StreamHeader:
+        await self._ready_to_send(sender)
         try:
-            return await native.send_text(self.sdk_room, text, options, within=SEND_TIMEOUT)
+            return await native.send_text(
+                self.sdk_room, text, options, sender_identity=sender, within=SEND_TIMEOUT
+            )
         except _NOT_TAKEN as error:
             raise LiveKitUnavailable(NOT_TAKEN) from error
         finally:
             self._sent_at = time.monotonic()
 
-    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
-        await self._ready_to_send()
+    async def open_text_stream(
+        self, options: TextOptions, sender: str | None = None
+    ) -> TextStreamWriter:
+        await self._ready_to_send(sender)
         async with self.taking():
-            writer = await native.open_text_stream(self.sdk_room, options)
-        return _LiveKitWriter(self, writer)
+            writer = await native.open_text_stream(self.sdk_room, options, sender_identity=sender)
+        return _LiveKitWriter(self, writer, sender)
 
     @asynccontextmanager
     async def taking(self, within: float = SEND_TIMEOUT) -> AsyncIterator[None]:
@@ -248,17 +343,29 @@ class _LiveKitRoom(Room):
         """Nothing more comes to the listener."""
         self._left = True
 
-    async def leave(self) -> None:
+    async def leave(self, *, for_good: bool = False) -> None:
+        self._end()
+        await self._flush()
+        await self._disconnect(
+            rtc.DisconnectReason.CLIENT_INITIATED
+            if for_good
+            else rtc.DisconnectReason.USER_UNAVAILABLE
+        )
+        await self._end_readers()
+
+    async def _disconnect(self, reason: rtc.DisconnectReason.ValueType) -> None:
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                await self.sdk_room.disconnect(reason=reason)
+        except TimeoutError:
+            logger.warning("LiveKit did not answer our leaving within %g s.", LEAVE_TIMEOUT)
+
+    def _end(self) -> None:
         self._left = True
         if self._announced is not None:
             self._announced.cancel()
-        await self._flush()
-        try:
-            async with asyncio.timeout(LEAVE_TIMEOUT):
-                await self.sdk_room.disconnect(reason=rtc.DisconnectReason.USER_UNAVAILABLE)
-        except TimeoutError:
-            logger.warning("LiveKit did not answer our leaving within %g s.", LEAVE_TIMEOUT)
-        await self._end_readers()
+        if self._resume_deadline is not None:
+            self._resume_deadline.cancel()
 
     async def _flush(self) -> None:
         """Waits until what we sent is on the wire: until no more packets go out.
@@ -286,14 +393,16 @@ class _LiveKitRoom(Room):
     def announce(self) -> None:
         """Makes the server tell the room of us now instead of with its next batch, up to 3 s later.
 
-        Sends wait for it; reading does not.
+        Sends wait for it; reading does not. From now on it is done again after each reconnect.
         """
-        if not self.hidden:
+        self._announces = True
+        if not self.sdk_room.local_participant.permissions.hidden:
             self._announced = asyncio.create_task(self._announce())
 
     async def _announce(self) -> None:
         echoed = asyncio.Event()
         room = self.sdk_room
+        begun = time.monotonic()
         if isinstance(room, NativeRoom):
             room.on_participants_updated = lambda identities: (
                 echoed.set() if self.identity in identities else None
@@ -314,29 +423,86 @@ class _LiveKitRoom(Room):
         finally:
             if isinstance(room, NativeRoom):
                 room.on_participants_updated = None
-        if any(
-            participant.kind == rtc.ParticipantKind.PARTICIPANT_KIND_AGENT
-            for participant in room.remote_participants.values()
-        ):
-            await asyncio.sleep(AGENT_SETTLING)
+        if any(_kind(other) == AGENT for other in room.remote_participants.values()):
+            # A machine that is slow to echo is slow to tell the agent, too.
+            await asyncio.sleep(max(AGENT_SETTLING, 2 * (time.monotonic() - begun)))
 
-    async def _ready_to_send(self) -> None:
+    async def _ready_to_send(self, sender: str | None) -> None:
         if self._announced is not None:
             await asyncio.wait({self._announced})
             self._announced = None
-        self.require_sending()
+        self.require_sending(sender)
 
-    def require_sending(self) -> None:
+    def require_sending(self, sender: str | None) -> None:
         # While the SDK reconnects it takes texts, and may lose them; so it does while we leave.
         if self._left or self.sdk_room.connection_state != rtc.ConnectionState.CONN_CONNECTED:
             raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
-        if not self.can_publish_data:
+        room = self.sdk_room
+        # What LiveKit would drop of a participant's own must not come in on its behalf either.
+        author = (
+            room.local_participant if sender is None else room.remote_participants.get(sender, None)
+        )
+        if author is not None and not author.permissions.can_publish_data:
             raise NotPermitted(NOT_PERMITTED)
+
+    def _on_participant_connected(self, participant: rtc.RemoteParticipant) -> None:
+        if not self._left:
+            self._listener.emit(
+                ParticipantConnected(
+                    participant_identity=participant.identity,
+                    kind=_kind(participant),
+                    name=participant.name,
+                    attributes=participant.attributes,
+                )
+            )
+
+    def _on_participant_disconnected(self, participant: rtc.RemoteParticipant) -> None:
+        reason = participant.disconnect_reason
+        if not self._left:
+            self._listener.emit(
+                ParticipantDisconnected(
+                    participant_identity=participant.identity,
+                    reason=None if reason is None else _word(rtc.DisconnectReason, reason),
+                )
+            )
+
+    def _on_attributes_changed(self, changed: dict[str, str], participant: rtc.Participant) -> None:
+        if not self._left and participant.identity != self.identity:
+            self._listener.emit(
+                ParticipantAttributesChanged(
+                    participant_identity=participant.identity,
+                    changed=changed,
+                    attributes=participant.attributes,
+                )
+            )
+
+    def _on_reconnecting(self) -> None:
+        if self._left or self._resume_deadline is not None:
+            return
+        self._resume_deadline = asyncio.get_running_loop().call_later(RESUME_TIMEOUT, self._give_up)
+        self._listener.reconnecting()
+
+    def _on_reconnected(self) -> None:
+        if self._left or self._resume_deadline is None:
+            return
+        self._resume_deadline.cancel()
+        self._resume_deadline = None
+        if self._announces:
+            self.announce()  # the server may have lost us meanwhile, and tells of us anew
+        self._listener.reconnected()
+
+    def _give_up(self) -> None:
+        self._end()
+        self._losing = asyncio.create_task(self._given_up())
+
+    async def _given_up(self) -> None:
+        await self._disconnect(rtc.DisconnectReason.USER_UNAVAILABLE)
+        await self._lost(LostReason.DISCONNECTED)
 
     def _on_disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
         if self._left:
             return
-        self._left = True
+        self._end()
         self._losing = asyncio.create_task(self._lost(_LOST.get(reason, LostReason.DISCONNECTED)))
 
     async def _lost(self, reason: LostReason) -> None:
@@ -429,6 +595,32 @@ def _opened(reader: rtc.TextStreamReader | NativeReader, sender: str) -> StreamO
     )
 
 
+def _participant(participant: rtc.Participant) -> Participant:
+    permissions = participant.permissions
+    return Participant(
+        identity=participant.identity,
+        sid=participant.sid,
+        name=participant.name,
+        kind=_kind(participant),
+        state=_word(rtc.ParticipantState, participant.state, "PARTICIPANT_STATE_"),
+        attributes=participant.attributes,
+        can_publish_data=permissions.can_publish_data,
+        hidden=permissions.hidden,
+    )
+
+
+def _kind(participant: rtc.Participant) -> str:
+    return _word(rtc.ParticipantKind, participant.kind, "PARTICIPANT_KIND_")
+
+
+def _word(enum: Any, value: int, prefix: str = "") -> str:
+    """LiveKit's word for the value; `unknown` for one that is newer than our SDK."""
+    if value not in enum.values():
+        return "unknown"
+    name: str = enum.Name(value)
+    return name.removeprefix(prefix).lower()
+
+
 def _closed(
     info: rtc.TextStreamInfo, sender: str, reason: str | None, size: int, chunks: int
 ) -> StreamClosed:
@@ -455,19 +647,22 @@ def _abnormal_end(description: str) -> str:
 
 
 class _LiveKitWriter(TextStreamWriter):
-    def __init__(self, room: _LiveKitRoom, writer: rtc.TextStreamWriter) -> None:
+    def __init__(
+        self, room: _LiveKitRoom, writer: rtc.TextStreamWriter, sender: str | None
+    ) -> None:
         self.header = StreamHeader(writer.info.stream_id, writer.info.timestamp)
         self._room = room
         self._writer = writer
+        self._sender = sender
         self._ended = False
 
     async def write(self, text: str) -> None:
-        self._room.require_sending()
+        self._room.require_sending(self._sender)
         async with self._room.taking():
             await self._writer.write(text)
 
     async def close(self) -> None:
-        self._room.require_sending()
+        self._room.require_sending(self._sender)
         self._ended = True
         async with self._room.taking():
             await self._writer.aclose()

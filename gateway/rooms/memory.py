@@ -7,11 +7,17 @@ once, and a text is at its receivers when the send returns.
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from gateway.errors import LiveKitUnavailable, NotPermitted
-from gateway.events import StreamChunk, StreamClosed, StreamOpened
+from gateway.events import (
+    ParticipantConnected,
+    ParticipantDisconnected,
+    StreamChunk,
+    StreamClosed,
+    StreamOpened,
+)
 from gateway.rooms.base import (
     MAX_OPEN_INCOMING,
     MAX_OPEN_OF_SENDER,
@@ -19,12 +25,15 @@ from gateway.rooms.base import (
     TOO_MANY_OPEN,
     Listener,
     LostReason,
+    Participant,
     Room,
     Rooms,
     StreamHeader,
     TextOptions,
     TextStreamWriter,
 )
+
+OBSERVER = "gateway-observer"
 
 
 class MemoryRooms(Rooms):
@@ -34,13 +43,18 @@ class MemoryRooms(Rooms):
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> "MemoryRoom":
-        present = self._rooms[room]
-        if earlier := present.get(identity):
-            earlier.lose(LostReason.DUPLICATE_IDENTITY)
-        present[identity] = joined = MemoryRoom(identity, listener, present)
-        for topic in topics:
-            joined.register_topic(topic)
-        return joined
+        return self._join(room, MemoryRoom(identity, listener, self._rooms[room]), topics)
+
+    async def observe(self, room: str, topics: Collection[str], listener: Listener) -> "MemoryRoom":
+        joined = MemoryRoom(OBSERVER, listener, self._rooms[room], kind="agent", unseen=True)
+        return self._join(room, joined, topics)
+
+    async def room_exists(self, room: str) -> bool:
+        return bool(self._rooms.get(room))
+
+    async def find_participant(self, room: str, identity: str) -> Participant | None:
+        found = self._rooms.get(room, {}).get(identity)
+        return None if found is None else found.local
 
     def identities(self, room: str) -> set[str]:
         """Who is in the room, as LiveKit's ListParticipants tells it."""
@@ -62,6 +76,21 @@ class MemoryRooms(Rooms):
     async def aclose(self) -> None:
         self._rooms.clear()
 
+    def _join(self, room: str, joined: "MemoryRoom", topics: Collection[str]) -> "MemoryRoom":
+        present = joined.present
+        joined.closed = lambda: self._close(room, present)
+        earlier = present.get(joined.identity)
+        present[joined.identity] = joined
+        if earlier is not None:
+            earlier.lose(LostReason.DUPLICATE_IDENTITY)
+        joined.come(topics)
+        return joined
+
+    def _close(self, room: str, present: dict[str, "MemoryRoom"]) -> None:
+        """The last one that was seen has left; who observes does not keep a room open."""
+        if self._rooms.get(room) is present:
+            self.delete_room(room)
+
 
 @dataclass(slots=True)
 class _Incoming:
@@ -75,51 +104,75 @@ class MemoryRoom(Room):
     identity: str
     listener: Listener
     present: dict[str, "MemoryRoom"]
+    kind: str = "standard"
+    unseen: bool = False
     publish_allowed: bool = True
     connected: bool = True
+    sid: str = field(default_factory=lambda: f"PA_{uuid.uuid4().hex[:12]}")
+    closed: Callable[[], None] = lambda: None
     topics: set[str] = field(default_factory=set)
     incoming: dict[tuple[str, str], _Incoming] = field(default_factory=dict)
 
     @property
-    def can_publish_data(self) -> bool:
-        return self.publish_allowed
+    def local(self) -> Participant:
+        return Participant(
+            identity=self.identity,
+            sid=self.sid,
+            name="",
+            kind=self.kind,
+            state="active",
+            attributes={},
+            can_publish_data=self.publish_allowed,
+            hidden=self.unseen,
+        )
 
     @property
-    def hidden(self) -> bool:
-        return False
+    def identities(self) -> Collection[str]:
+        return [room.identity for room in self._others() if not room.unseen]
 
-    @property
-    def participants(self) -> Collection[str]:
-        return self.present.keys() - {self.identity}
+    def participant(self, identity: str) -> Participant | None:
+        return self.present[identity].local if identity in self.identities else None
 
     def register_topic(self, topic: str) -> None:
         self.topics.add(topic)
 
-    async def send_text(self, text: str, options: TextOptions) -> StreamHeader:
-        writer = self._open(options, len(text.encode()))
+    def unregister_topic(self, topic: str) -> None:
+        self.topics.discard(topic)
+
+    async def send_text(
+        self, text: str, options: TextOptions, sender: str | None = None
+    ) -> StreamHeader:
+        writer = self._open(options, len(text.encode()), sender)
         if text:
             await writer.write(text)
         await writer.close()
         return writer.header
 
-    async def open_text_stream(self, options: TextOptions) -> TextStreamWriter:
-        return self._open(options, None)
+    async def open_text_stream(
+        self, options: TextOptions, sender: str | None = None
+    ) -> TextStreamWriter:
+        return self._open(options, None, sender)
 
-    async def leave(self) -> None:
-        self._go()
-        for stream_id, sender in list(self.incoming):
-            self.close(sender, stream_id, "disconnected")
+    async def leave(self, *, for_good: bool = False) -> None:
+        self._go("client_initiated" if for_good else "user_unavailable")
+        self._end_incoming()
 
-    def require_sending(self) -> None:
+    def require_sending(self, sender: str | None) -> None:
         if not self.connected:
             raise LiveKitUnavailable("The connection to LiveKit is lost; nothing was sent.")
-        if not self.publish_allowed:
+        author = self if sender is None else self.present.get(sender)
+        if author is not None and not author.publish_allowed:
             raise NotPermitted(NOT_PERMITTED)
 
+    def come(self, topics: Collection[str]) -> None:
+        """Into the room: from here on it is heard and seen."""
+        self.topics.update(topics)
+        for other in [] if self.unseen else self._others():
+            other.listener.emit(ParticipantConnected(self.identity, self.kind, "", {}))
+
     def lose(self, reason: LostReason) -> None:
-        self._go()
-        for stream_id, sender in list(self.incoming):
-            self.close(sender, stream_id, "disconnected")
+        self._go(_LOST.get(reason))
+        self._end_incoming()
         self.listener.lost(reason)
 
     def open(self, info: StreamOpened) -> None:
@@ -154,36 +207,50 @@ class MemoryRoom(Room):
                 )
             )
 
-    def _open(self, options: TextOptions, size: int | None) -> "_MemoryWriter":
-        self.require_sending()
+    def _open(self, options: TextOptions, size: int | None, sender: str | None) -> "_MemoryWriter":
+        self.require_sending(sender)
         header = StreamHeader(str(uuid.uuid4()), time.time_ns() // 1_000_000)
         info = StreamOpened(
             stream_id=header.stream_id,
             topic=options.topic,
-            participant_identity=self.identity,
+            participant_identity=sender or self.identity,
             timestamp=header.timestamp,
             size=size,
             attributes=dict(options.attributes),
             reply_to_stream_id=options.reply_to_stream_id,
         )
-        receivers = [
-            room
-            for identity, room in self.present.items()
-            if room is not self
-            and (not options.destination_identities or identity in options.destination_identities)
-        ]
+        named = options.destination_identities
+        receivers = [room for room in self._others() if not named or room.identity in named]
         for room in receivers:
             room.open(info)
-        return _MemoryWriter(self, header, receivers)
+        return _MemoryWriter(self, header, receivers, sender)
 
-    def _go(self) -> None:
+    def _others(self) -> list["MemoryRoom"]:
+        return [room for room in self.present.values() if room.identity != self.identity]
+
+    def _end_incoming(self) -> None:
+        for stream_id, sender in list(self.incoming):
+            self.close(sender, stream_id, "disconnected")
+
+    def _go(self, reason: str | None) -> None:
         self.connected = False
         if self.present.get(self.identity) is self:
             del self.present[self.identity]
-        for room in self.present.values():
+        for room in self._others():
             for stream_id, sender in list(room.incoming):
                 if sender == self.identity:
                     room.close(sender, stream_id, "sender_disconnected")
+            if not self.unseen:
+                room.listener.emit(ParticipantDisconnected(self.identity, reason))
+        if all(room.unseen for room in self.present.values()):
+            self.closed()
+
+
+_LOST = {
+    LostReason.DUPLICATE_IDENTITY: "duplicate_identity",
+    LostReason.REMOVED: "participant_removed",
+    LostReason.ROOM_CLOSED: "room_deleted",
+}
 
 
 @dataclass(slots=True)
@@ -191,14 +258,19 @@ class _MemoryWriter(TextStreamWriter):
     room: MemoryRoom
     header: StreamHeader
     receivers: list[MemoryRoom]
+    sender: str | None
+
+    @property
+    def _author(self) -> str:
+        return self.sender or self.room.identity
 
     async def write(self, text: str) -> None:
-        self.room.require_sending()
+        self.room.require_sending(self.sender)
         for receiver in self.receivers:
-            receiver.take(self.room.identity, self.header.stream_id, text)
+            receiver.take(self._author, self.header.stream_id, text)
 
     async def close(self) -> None:
-        self.room.require_sending()
+        self.room.require_sending(self.sender)
         await self._end(None)
 
     async def abort(self, reason: str) -> None:
@@ -206,4 +278,4 @@ class _MemoryWriter(TextStreamWriter):
 
     async def _end(self, reason: str | None) -> None:
         for receiver in self.receivers:
-            receiver.close(self.room.identity, self.header.stream_id, reason)
+            receiver.close(self._author, self.header.stream_id, reason)

@@ -24,7 +24,9 @@ from gateway.web.operations import (
     livez,
 )
 from gateway.web.parameters import RawPath
+from gateway.web.rooms import ParticipantsEndpoint, TopicsEndpoint
 from gateway.web.text import TextEndpoint
+from gateway.web.webhooks import WebhookEndpoint
 
 logger = logging.getLogger("gateway.access")
 
@@ -36,6 +38,9 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
     verifier = TokenVerifier({settings.livekit_api_key: settings.livekit_api_secret})
     text = TextEndpoint(hub, verifier, settings)
     events = EventStreamEndpoint(hub, verifier, settings)
+    topics = TopicsEndpoint(hub, verifier)
+    participants = ParticipantsEndpoint(hub, verifier)
+    webhook = WebhookEndpoint(hub, settings)
     readiness = ReadinessEndpoint(hub)
     openapi = file_endpoint(OPENAPI, "application/yaml", NO_STORE)
     page = [
@@ -49,7 +54,20 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
     app = Starlette(
         routes=[
             Route("/rooms/{room:segment}/text", text.post, methods=["POST"]),
+            Route("/rooms/{room:segment}/topics", topics.get),
+            Route(
+                "/rooms/{room:segment}/topics/{topic:segment}",
+                topics.change,
+                methods=["PUT", "DELETE"],
+            ),
             Route("/rooms/{room:segment}/topics/{topic:segment}/events", events.get),
+            Route("/rooms/{room:segment}/participants", participants.get),
+            Route(
+                "/rooms/{room:segment}/participants/{identity:segment}",
+                participants.delete,
+                methods=["DELETE"],
+            ),
+            Route("/webhooks/livekit", webhook.post, methods=["POST"]),
             Route("/livez", livez),
             Route("/readyz", readiness.get),
             Route("/openapi.yaml", openapi),
@@ -61,7 +79,7 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST"],
+                allow_methods=["GET", "POST", "PUT", "DELETE"],
                 allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
                 expose_headers=["Retry-After", "WWW-Authenticate"],
             ),

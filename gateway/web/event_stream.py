@@ -7,9 +7,10 @@ pending goes out in one write.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, aclosing
 from enum import StrEnum
+from functools import partial
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -17,20 +18,25 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from gateway.auth import Caller, TokenVerifier
+from gateway.connection import Connection
 from gateway.errors import (
     Draining,
     InvalidParameter,
+    PresenceRequired,
     TooManyConnections,
     TooManyEventStreams,
+    TooManyJoins,
+    TooManyRooms,
     TooManyTopics,
     Unavailable,
 )
 from gateway.event_log import READ_BYTES, EventLog, Evicted, Position, Start, parse_position
-from gateway.events import ClosingReason, GatewayOpened, closing
-from gateway.hub import Connection, Hub
+from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
+from gateway.hub import Hub
+from gateway.observer import Observer
 from gateway.settings import Settings
 from gateway.web import sse
-from gateway.web.parameters import Query, authenticate, reading_topic
+from gateway.web.parameters import Presence, Query, authenticate, presence_of, reading_topic
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +44,10 @@ HEADERS = {
     # no-transform: a proxy that compresses would hold events back until its block is full.
     "Cache-Control": "no-store, no-transform",
 }
+
+
+ABSENT_RETRY = 10
+"""Seconds until who read unseen, and is not in the room any more, asks again."""
 
 
 class Replay(StrEnum):
@@ -54,29 +64,42 @@ class EventStreamEndpoint:
         self._open = 0
 
     async def get(self, request: Request) -> Response:
-        query = Query(request, ("last_event_id", "replay"))
+        query = Query(request, ("last_event_id", "replay", "presence", "participants"))
         caller = authenticate(request, query, self._verifier)
         caller.require_can_subscribe()
         topic = reading_topic(request.path_params["topic"])
+        topics = (topic, PARTICIPANTS) if _flag(query, "participants") else (topic,)
         replay = _replay(query)
+        presence = presence_of(query.one("presence"))
         last = _last_event_id(request, query)
         if request.method == "HEAD":
             # sse-starlette answers the headers and never begins the body.
             return EventSourceResponse(_nothing(), headers=HEADERS)
-        if last is not None and self._hub.ended_for_good(caller, last):
-            # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
-            return Response(status_code=204, headers=HEADERS)
         async with AsyncExitStack() as stack:
             try:
-                connection = await self._enter(stack, caller)
-                connection.register_topic(topic)
-            except Unavailable as error:
+                if (
+                    last is not None
+                    and presence is Presence.JOIN
+                    and await self._hub.must_not_come_back(caller, last)
+                ):
+                    # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
+                    return Response(status_code=204, headers=HEADERS)
+                connection = await self._enter(stack, caller, presence)
+                stack.enter_context(connection.following(topic))
+            except (Unavailable, PresenceRequired) as error:
                 if last is None:
                     raise
                 # Any status but 200 would end a browser's EventSource for good.
                 return _come_back_later(error)
-            start = _start(connection.log, topic, replay, last)
-            subscriber = Subscriber(connection.log, topic, caller, self._settings.heartbeat, start)
+            start = _start(connection.log, topics, replay, last)
+            subscriber = Subscriber(connection, topics, caller, self._settings.heartbeat, start)
+            if isinstance(connection, Observer) and not (caller.hidden or caller.room_admin):
+                # Who may read unseen because of being there may not once that is over.
+                stack.enter_context(
+                    connection.watching_absence(
+                        caller.identity, partial(subscriber.leave, ClosingReason.ABSENT)
+                    )
+                )
             return EventStreamResponse(
                 subscriber,
                 stack.pop_all(),
@@ -84,12 +107,17 @@ class EventStreamEndpoint:
                 abort=request.state.abort,
             )
 
-    async def _enter(self, stack: AsyncExitStack, caller: Caller) -> Connection:
+    async def _enter(self, stack: AsyncExitStack, caller: Caller, presence: Presence) -> Connection:
         if self._open >= self._settings.max_event_streams:
             raise TooManyEventStreams("The gateway has as many event streams as it takes.")
         self._open += 1
         stack.callback(self._leave)
-        return await stack.enter_async_context(self._hub.connection(caller))
+        if presence is Presence.JOIN:
+            return await stack.enter_async_context(self._hub.session(caller))
+        await self._hub.require_may_read_unseen(caller)
+        observer = await stack.enter_async_context(self._hub.observer(caller.room))
+        await observer.look()
+        return observer
 
     def _leave(self) -> None:
         self._open -= 1
@@ -99,10 +127,16 @@ class Subscriber:
     """One cursor on a log, and what its client is told around the log's events."""
 
     def __init__(
-        self, log: EventLog, topic: str, caller: Caller, heartbeat: float, start: Start
+        self,
+        connection: Connection,
+        topics: Collection[str],
+        caller: Caller,
+        heartbeat: float,
+        start: Start,
     ) -> None:
-        self._log = log
-        self._topics = (topic,)
+        self._connection = connection
+        self._log = connection.log
+        self._topics = topics
         self._caller = caller
         self._heartbeat = heartbeat
         self._start = start
@@ -110,10 +144,12 @@ class Subscriber:
         self._heartbeat_due = 0.0
         self._woken = asyncio.Event()
         self._gone = False
+        self._closing: ClosingReason | None = None
 
-    def leave(self) -> None:
-        """The client is gone: the blocks end."""
-        self._gone = True
+    def leave(self, closing: ClosingReason | None = None) -> None:
+        """The blocks end: the client is gone, or is told why."""
+        self._gone = closing is None
+        self._closing = closing
         self._woken.set()
 
     async def blocks(self) -> AsyncGenerator[bytes]:
@@ -126,6 +162,9 @@ class Subscriber:
             self._put_heartbeat_off()
             while not self._gone:
                 self._woken.clear()
+                if self._closing is not None:
+                    yield _closing(self._closing)
+                    return
                 if time.time() >= self._caller.expires_at:
                     yield _closing(ClosingReason.TOKEN_EXPIRED)
                     return
@@ -156,8 +195,11 @@ class Subscriber:
         position = self._position()
         gap, _, replay = self._start
         del self._start  # what is replayed would be held for as long as the client stays
-        opened = GatewayOpened("participant", self._caller.identity, str(self._log.head))
+        connection = self._connection
+        opened = GatewayOpened(connection.presence, self._caller.identity, str(self._log.head))
         pending = [sse.OPENING, sse.encode(opened)]
+        if connection.condition is not None:
+            pending.append(sse.encode(connection.condition))
         if gap is not None:
             pending.append(sse.encode(gap, None if replay else position))
         size = 0
@@ -271,8 +313,14 @@ def _last_event_id(request: Request, query: Query) -> Position | None:
     return parse_position(value) if value else None
 
 
-def _start(log: EventLog, topic: str, replay: Replay, last: Position | None) -> Start:
-    topics = (topic,)
+def _flag(query: Query, name: str) -> bool:
+    value = query.one(name)
+    if value not in (None, "0", "1"):
+        raise InvalidParameter(f"{name!r} must be 0 or 1.")
+    return value == "1"
+
+
+def _start(log: EventLog, topics: Collection[str], replay: Replay, last: Position | None) -> Start:
     if last is not None:
         return log.resume(last, topics)
     match replay:
@@ -289,15 +337,19 @@ async def _nothing() -> AsyncGenerator[bytes]:
     yield
 
 
-def _come_back_later(error: Unavailable) -> Response:
+def _come_back_later(error: Unavailable | PresenceRequired) -> Response:
     """A finished event stream: a browser comes back by itself, after the time that it is told."""
     reason = _LATER.get(type(error), ClosingReason.DISCONNECTED)
-    body = sse.retry(error.retry_after) + _closing(reason)
+    seconds = error.retry_after if isinstance(error, Unavailable) else ABSENT_RETRY
+    body = sse.retry(seconds) + _closing(reason)
     return Response(body, headers=HEADERS, media_type="text/event-stream")
 
 
-_LATER: dict[type[Unavailable], ClosingReason] = {
+_LATER: dict[type[Unavailable | PresenceRequired], ClosingReason] = {
     Draining: ClosingReason.DRAIN,
+    PresenceRequired: ClosingReason.ABSENT,
+    TooManyJoins: ClosingReason.OVERLOADED,
+    TooManyRooms: ClosingReason.OVERLOADED,
     TooManyConnections: ClosingReason.OVERLOADED,
     TooManyEventStreams: ClosingReason.OVERLOADED,
     TooManyTopics: ClosingReason.OVERLOADED,

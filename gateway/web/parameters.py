@@ -1,6 +1,7 @@
 """Reading a request: path, query, credential. What is not understood is refused, never ignored."""
 
 from collections.abc import Collection, Mapping
+from enum import StrEnum
 from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.convertors import Convertor, register_url_convertor
@@ -22,6 +23,13 @@ TRANSCRIPTION_TOPIC = "lk.transcription"
 _RESERVED = "lk."
 
 ATTRIBUTE_PREFIX = "attr."
+
+
+class Presence(StrEnum):
+    """Whether the caller is in the room for the others to see."""
+
+    JOIN = "join"
+    NONE = "none"
 
 
 class RawPath:
@@ -111,6 +119,13 @@ def authenticate(request: Request, query: Query, verifier: TokenVerifier) -> Cal
     caller = verifier.verify(_token(request, query))
     caller.require_room(room)
     return caller
+
+
+def presence_of(value: str | None) -> Presence:
+    try:
+        return Presence.JOIN if value is None else Presence(value)
+    except ValueError:
+        raise InvalidParameter("'presence' must be join or none.") from None
 
 
 def _token(request: Request, query: Query) -> str:

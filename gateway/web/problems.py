@@ -26,7 +26,11 @@ STATUSES: Mapping[type[GatewayError], HTTPStatus] = {
     errors.BodyIdle: HTTPStatus.REQUEST_TIMEOUT,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
+    errors.NotThere: HTTPStatus.NOT_FOUND,
+    errors.TopicFixed: HTTPStatus.CONFLICT,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.TooManyRooms: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.AgentUnavailable: HTTPStatus.GATEWAY_TIMEOUT,
     errors.TooManyTopics: HTTPStatus.TOO_MANY_REQUESTS,
 }
 """The nearest class among an error's ancestors decides."""
@@ -41,6 +45,7 @@ _CHALLENGES: Mapping[type[GatewayError], str] = {
     errors.TokenMissing: CHALLENGE,
     errors.TokenInvalid: f'{CHALLENGE}, error="invalid_token"',
     errors.TokenExpired: f'{CHALLENGE}, error="invalid_token"',
+    errors.WebhookInvalid: f'{CHALLENGE}, error="invalid_token"',
     errors.Forbidden: f'{CHALLENGE}, error="insufficient_scope"',
 }
 

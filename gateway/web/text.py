@@ -3,10 +3,11 @@
 import asyncio
 import codecs
 import json
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing
-from dataclasses import fields
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.auth import Caller, TokenVerifier
+from gateway.connection import Connection, OutgoingStream, Sent
 from gateway.errors import (
     BodyIdle,
     BodyTooLarge,
@@ -25,18 +27,20 @@ from gateway.errors import (
     TokenExpired,
     UnsupportedMediaType,
 )
-from gateway.hub import Connection, Hub, OutgoingStream, Sent
+from gateway.hub import Hub
 from gateway.rooms.base import TextOptions
 from gateway.settings import Settings
 from gateway.web.parameters import (
     ATTRIBUTE_PREFIX,
     CHAT_TOPIC,
     NAME_BYTES,
+    Presence,
     Query,
     authenticate,
     checked_attributes,
     checked_identity,
     checked_name,
+    presence_of,
     sending_topic,
 )
 
@@ -56,7 +60,23 @@ INTERRUPTED = "interrupted"
 
 SENT_MEMBERS = tuple(field.name for field in fields(Sent))
 
-_OPTIONS = ("topic", "to", "attributes", "reply_to_stream_id")
+AGENT_TIMEOUT = 10.0
+"""Seconds to wait for an agent where the token has agents dispatched to the room; 1 to 3 are usual."""
+
+MAX_AGENT_TIMEOUT = 60.0
+"""Most seconds that a request may wait for an agent: below the patience of proxies."""
+
+_OPTIONS = ("topic", "to", "attributes", "reply_to_stream_id", "presence", "agent_timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sending:
+    """How one request sends."""
+
+    options: TextOptions
+    presence: Presence
+    agent_timeout: float
+    """Seconds to wait for an agent that listens; 0: not at all."""
 
 
 class TextEndpoint:
@@ -77,38 +97,56 @@ class TextEndpoint:
         )
 
     async def _send(self, request: Request) -> Sent:
-        query = Query(request, ("topic", "to", "reply_to_stream_id"), prefix=ATTRIBUTE_PREFIX)
+        names = ("topic", "to", "reply_to_stream_id", "presence", "agent_timeout")
+        query = Query(request, names, prefix=ATTRIBUTE_PREFIX)
         caller = authenticate(request, query, self._verifier)
         caller.require_can_publish_data()
         options = _query_options(query)
         media_type = _media_type(request)
         if media_type == "text/plain" and _is_chunked(request):
-            return await self._stream(request, _text_options(options), caller)
+            return await self._stream(request, _sending(options, caller), caller)
         body = await self._whole(request)
         if media_type == "application/json":
             text, options = _json_text(body, options)
         else:
             text = _decoded(body)
-        checked = _text_options(options)
-        async with self._hub.connection(caller) as connection:
-            return await connection.send_text(text, checked)
+        sending = _sending(options, caller)
+        async with self._connection(sending, caller) as connection:
+            return await connection.send_text(caller.identity, text, sending.options)
 
-    async def _stream(self, request: Request, options: TextOptions, caller: Caller) -> Sent:
+    @asynccontextmanager
+    async def _connection(self, sending: _Sending, caller: Caller) -> AsyncIterator[Connection]:
+        """What the text goes over, once an agent listens there if that is asked for."""
+        connection: Connection
+        async with AsyncExitStack() as holding:
+            if sending.presence is Presence.JOIN:
+                connection = await holding.enter_async_context(self._hub.session(caller))
+            else:
+                await self._hub.require_may_send_unseen(caller)
+                observer = await holding.enter_async_context(self._hub.observer(caller.room))
+                await observer.look()
+                connection = observer
+            if sending.agent_timeout:
+                await connection.until_agent_listens(sending.agent_timeout)
+            yield connection
+
+    async def _stream(self, request: Request, sending: _Sending, caller: Caller) -> Sent:
         """Writes the body while it arrives.
 
         The stream is opened with the first piece of text, so that a body that is refused at its
         beginning leaves no trace in the room.
         """
-        async with self._hub.connection(caller) as connection:
+        sender, options = caller.identity, sending.options
+        async with self._connection(sending, caller) as connection:
             stream = None
             try:
                 async with aclosing(self._pieces(request, connection, caller)) as pieces:
                     async for text in pieces:
                         if stream is None:
-                            stream = await connection.open_stream(options)
+                            stream = await connection.open_stream(sender, options)
                         await stream.write(text)
                 if stream is None:
-                    stream = await connection.open_stream(options)
+                    stream = await connection.open_stream(sender, options)
                 return await stream.close()
             except GatewayError as error:
                 await _abort(stream, error.code)
@@ -259,9 +297,20 @@ def _query_options(query: Query) -> dict[str, Any]:
         options["to"] = to
     if attributes := query.prefixed(ATTRIBUTE_PREFIX):
         options["attributes"] = attributes
-    if (reply_to := query.one("reply_to_stream_id")) is not None:
-        options["reply_to_stream_id"] = reply_to
+    for name in ("reply_to_stream_id", "presence"):
+        if (value := query.one(name)) is not None:
+            options[name] = value
+    if (seconds := query.one("agent_timeout")) is not None:
+        options["agent_timeout"] = _seconds(seconds)
     return options
+
+
+def _seconds(value: str) -> float | None:
+    """None for what is not a number, which is refused where the options are checked."""
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _json_text(body: bytes, options: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -297,6 +346,23 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise InvalidParameter("A member of the JSON body is given twice.")
     return members
+
+
+def _sending(options: Mapping[str, Any], caller: Caller) -> _Sending:
+    """All options, checked. Raises as `_text_options` does."""
+    text_options = _text_options(options)
+    timeout = options.get("agent_timeout")
+    if "agent_timeout" not in options:
+        # A text that is not for the agent does not wait for one.
+        expected = caller.names_agents and text_options.topic == CHAT_TOPIC
+        timeout = AGENT_TIMEOUT if expected else 0.0
+    elif isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        timeout = math.nan
+    if not 0 <= timeout <= MAX_AGENT_TIMEOUT:
+        raise InvalidParameter(
+            f"'agent_timeout' must be a number of seconds from 0 to {MAX_AGENT_TIMEOUT:g}."
+        )
+    return _Sending(text_options, presence_of(_string(options, "presence")), timeout)
 
 
 def _text_options(options: Mapping[str, Any]) -> TextOptions:

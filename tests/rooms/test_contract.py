@@ -11,7 +11,7 @@ import pytest
 from livekit import api
 
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
-from gateway.events import StreamChunk, StreamClosed, StreamEvent, StreamOpened
+from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
 from gateway.rooms.base import Listener, LostReason, Room, Rooms, TextOptions
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
@@ -28,6 +28,7 @@ class Participant:
 
     room: Room
     heard: "asyncio.Queue[StreamEvent | LostReason]"
+    others: "asyncio.Queue[ParticipantEvent]"
 
     async def next(self) -> StreamEvent | LostReason:
         async with asyncio.timeout(DEADLINE):
@@ -51,7 +52,7 @@ class Participant:
     async def sees(self, *identities: str) -> None:
         """LiveKit tells of participants up to 3 s late."""
         async with asyncio.timeout(DEADLINE):
-            while set(self.room.participants) != set(identities):
+            while set(self.room.identities) != set(identities):
                 await asyncio.sleep(0.01)
 
 
@@ -69,12 +70,20 @@ class FarSide:
 
     async def join(self, identity: str, *topics: str) -> Participant:
         heard: asyncio.Queue[StreamEvent | LostReason] = asyncio.Queue()
-        listener = Listener(heard.put_nowait, lambda: None, heard.put_nowait)
+        others: asyncio.Queue[ParticipantEvent] = asyncio.Queue()
+
+        def emit(event: StreamEvent | ParticipantEvent) -> None:
+            if isinstance(event, StreamEvent):
+                heard.put_nowait(event)
+            else:
+                others.put_nowait(event)
+
+        listener = Listener(emit, _unheard, _unheard, heard.put_nowait)
         room = await self.rooms.join(
             self.name, identity, self.token(identity), topics or ("t",), listener
         )
         self.joined.append(room)
-        return Participant(room, heard)
+        return Participant(room, heard, others)
 
 
 @pytest.fixture(params=["memory", "livekit", "livekit-stock"])
@@ -323,11 +332,11 @@ async def test_nothing_can_be_sent_once_the_connection_is_lost(far_side: FarSide
 
 async def test_a_permission_taken_away_is_known(far_side: FarSide) -> None:
     bob = await far_side.join("bob")
-    assert bob.room.can_publish_data
+    assert bob.room.local.can_publish_data
     await far_side.forbid("bob")
 
     async with asyncio.timeout(DEADLINE):
-        while bob.room.can_publish_data:
+        while bob.room.local.can_publish_data:
             await asyncio.sleep(0.01)
 
 
@@ -341,7 +350,7 @@ async def test_what_is_sent_without_the_permission_is_refused_and_not_lost(
     await bob.next()
     await far_side.forbid("carol")
     async with asyncio.timeout(DEADLINE):
-        while carol.room.can_publish_data:
+        while carol.room.local.can_publish_data:
             await asyncio.sleep(0.01)
 
     with pytest.raises(NotPermitted):
@@ -364,7 +373,7 @@ async def test_a_server_that_is_not_there_is_told_as_such() -> None:
 async def test_a_refused_token_is_told_as_such_and_not_shown(livekit: LiveKitServer) -> None:
     secret = "not the secret, but one of at least 32 bytes"
     rooms = LiveKitRooms(livekit.url, "devkey", secret, max_stream_bytes=1)
-    token = mint("devkey", secret, room="r", identity="i", hidden=False, ttl=timedelta(minutes=1))
+    token = mint("devkey", secret, room="r", identity="i", ttl=timedelta(minutes=1))
     with pytest.raises(JoinFailed) as error:
         await rooms.join("r", "i", token, (), _DEAF)
     with pytest.raises(JoinFailed, match="refuses"):
@@ -375,4 +384,8 @@ async def test_a_refused_token_is_told_as_such_and_not_shown(livekit: LiveKitSer
     assert token not in error.value.detail
 
 
-_DEAF = Listener(lambda event: None, lambda: None, lambda reason: None)
+def _unheard() -> None:
+    pass
+
+
+_DEAF = Listener(lambda event: None, _unheard, _unheard, lambda reason: None)

@@ -14,7 +14,7 @@ import pytest
 from livekit import api, rtc
 from livekit.rtc._proto import ffi_pb2, room_pb2
 
-from gateway.events import StreamClosed, StreamEvent, StreamOpened
+from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
 from gateway.rooms import native
 from gateway.rooms.base import Listener, TextOptions
 from gateway.rooms.livekit import LiveKitRooms, _LiveKitRoom
@@ -127,7 +127,11 @@ class Ears:
         self.heard: asyncio.Queue[StreamEvent] = asyncio.Queue()
 
     def listener(self) -> Listener:
-        return Listener(self.heard.put_nowait, lambda: None, lambda reason: None)
+        return Listener(self._emit, lambda: None, lambda: None, lambda reason: None)
+
+    def _emit(self, event: StreamEvent | ParticipantEvent) -> None:
+        if isinstance(event, StreamEvent):
+            self.heard.put_nowait(event)
 
     async def next(self) -> StreamEvent:
         async with asyncio.timeout(DEADLINE):
@@ -331,12 +335,12 @@ async def test_an_error_of_a_listener_is_reported_and_holds_up_nobody(side: Join
         lambda loop, context: failed.put_nowait(context["exception"])
     )
 
-    def fail(event: StreamEvent) -> None:
-        if not isinstance(event, StreamOpened):
+    def fail(event: StreamEvent | ParticipantEvent) -> None:
+        if isinstance(event, StreamChunk | StreamClosed):
             raise ValueError(event)
 
     bob = Ears()
-    await side.join("mallory", Listener(fail, lambda: None, lambda reason: None))
+    await side.join("mallory", Listener(fail, lambda: None, lambda: None, lambda reason: None))
     await side.join("bob", bob.listener())
     carol = await side.join("carol")
     await asyncio.gather(sent(), sent())
@@ -407,7 +411,7 @@ from gateway.rooms.livekit import LiveKitRooms
 async def main(url, token, log):
     rooms = LiveKitRooms(url, "devkey", "secret", max_stream_bytes=1, log=log)
     try:
-        await rooms.join("r", "i", token, (), Listener(print, print, print))
+        await rooms.join("r", "i", token, (), Listener(print, print, print, print))
     except JoinFailed:
         await asyncio.sleep(LOG_SECONDS)
     await rooms.aclose()

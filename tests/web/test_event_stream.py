@@ -45,7 +45,8 @@ async def test_the_exact_text_on_the_wire(serve_memory: Serve, room: str) -> Non
         f"id: {epoch}-3\n"
         "\n"
     )
-    assert lines[8:10] == [f"id: {epoch}-4\n", "event: stream.opened\n"]
+    # Between them, a number went to carol's coming, which is not shown here.
+    assert lines[8:10] == [f"id: {epoch}-5\n", "event: stream.opened\n"]
     assert text == (
         f"id: {epoch}-0\n"
         "\n"
@@ -491,8 +492,8 @@ async def test_a_reader_that_falls_behind_the_log_is_told_so(
         await bob.until("gateway.opened")
         (connection,) = (slot.connection for slot in gateway.hub._slots.values())
         # Six events at once, between two reads of the one subscriber.
-        await connection.send_text("one", TextOptions("lk.chat"))
-        await connection.send_text("two", TextOptions("lk.chat"))
+        await connection.send_text("bob", "one", TextOptions("lk.chat"))
+        await connection.send_text("bob", "two", TextOptions("lk.chat"))
         closing = await bob.next()
         last = bob.last_event_id
         await bob.ends()
@@ -543,24 +544,6 @@ async def test_a_deleted_room_ends_the_stream_for_good(serve_livekit: Serve, roo
     assert back.status_code == 204
 
 
-async def test_an_identity_that_joins_elsewhere_is_not_fought_for(
-    serve_memory: Serve, room: str
-) -> None:
-    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
-        await bob.until("gateway.opened")
-        last = await bob.cursor()
-        assert isinstance(gateway.rooms, MemoryRooms)
-        await gateway.rooms.join(room, "bob", "", (), _DEAF)
-        closing = await bob.until("gateway.closing")
-        back = await gateway.client.get(
-            f"/rooms/{room}/topics/lk.chat/events",
-            headers={**gateway.bearer("bob", room), "Last-Event-ID": last},
-        )
-
-    assert closing.data["reason"] == "duplicate_identity"
-    assert back.status_code == 204
-
-
 async def test_a_live_permission_taken_away_is_a_403_and_not_a_lost_text(
     serve_livekit: Serve, room: str
 ) -> None:
@@ -583,7 +566,7 @@ async def test_a_live_permission_taken_away_is_a_403_and_not_a_lost_text(
     assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
 
 
-_DEAF = Listener(lambda event: None, lambda: None, lambda reason: None)
+_DEAF = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
 
 
 def _after(position: str) -> str:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import shutil
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any
@@ -15,7 +14,6 @@ from playwright.async_api import (
     Page,
     Request,
     Route,
-    async_playwright,
     expect,
 )
 
@@ -25,30 +23,10 @@ pytestmark = pytest.mark.needs("chromium")
 
 expect.set_options(timeout=DEADLINE * 1000)
 
-QUIET = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
 REFUSALS = ("Failed to load resource", "EventSource's response has a")
 """What Chromium itself logs of an answer that is not 200; the page shows it to the reader."""
 
 HOSTILE = '<img src=x onerror="document.title=1"><script>document.title=2</script>'
-
-
-@pytest.fixture(scope="module")
-async def browser() -> AsyncIterator[Browser]:
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=QUIET
-        )
-        yield browser
-        await browser.close()
 
 
 @pytest.fixture

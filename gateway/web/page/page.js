@@ -7,8 +7,11 @@ const REASONS = {
   token_expired: "The token has expired; connect with a new one.",
   room_closed: "The room was closed.",
   removed: "You were removed from the room.",
-  duplicate_identity: "The same identity joined the room from elsewhere.",
+  left: "This participant left the room.",
   disconnected: "The gateway has lost LiveKit.",
+  overloaded: "The gateway has as much to do as it can.",
+  idle: "The gateway left the room, because nobody used it.",
+  slow: "This page was too slow to take all events.",
 };
 
 const $ = (id) => document.getElementById(id);
@@ -169,7 +172,7 @@ async function explain(asking) {
   if (asking.signal.aborted) return;
   asking.abort(); // an answer of 200 has an endless body
   const said = `${answer.status}: ${problem.detail ?? answer.statusText}`;
-  if (answer.status === 204) end("The gateway has ended this for good: the room was closed, or you were removed.");
+  if (answer.status === 204) end("The gateway has ended this for good: the room is closed, or you left it or were removed.");
   else if (answer.ok) retryIn(2, "The connection was refused, and would be taken now.");
   else if ([429, 502, 503, 504].includes(answer.status)) retryIn(Number(answer.headers.get("Retry-After")) || 5, said);
   else setState("failed", said, true);
@@ -227,6 +230,12 @@ const HANDLERS = {
     const why = REASONS[reason] ?? `The gateway ended the event stream (${reason}).`;
     if (reconnect) coming = why;
     else end(why); // the browser would come back by itself
+  },
+  "room.reconnecting"() {
+    setState("reconnecting", "The gateway has lost LiveKit, and is coming back by itself.");
+  },
+  "room.reconnected"() {
+    setState("live");
   },
   "stream.opened"(event) {
     const known = texts.get(keyOf(event));

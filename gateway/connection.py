@@ -1,0 +1,489 @@
+"""What requests hold: a log of one room, and whatever of LiveKit carries it at the moment.
+
+What carries a connection comes and goes (LiveKit restarts, another presence of the same identity
+takes over); the log stays, and says where something may be missing. The two kinds are in
+`session.py` and `observer.py`.
+"""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gateway.errors import (
+    AgentUnavailable,
+    Draining,
+    LiveKitUnavailable,
+    TooManyTopics,
+)
+from gateway.event_log import EventLog
+from gateway.events import (
+    ClosingReason,
+    GapReason,
+    RoomEvent,
+    RoomOpened,
+    RoomReconnected,
+    RoomReconnecting,
+    RoomWaiting,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+    closing,
+)
+from gateway.rooms.base import Participant, Room, StreamHeader, TextOptions, TextStreamWriter
+
+INTERRUPTION_NOTICED = 20.0
+"""Seconds within which LiveKit and its SDK notice that they do not hear each other (10 seen); what was
+sent or received since then may be missing."""
+
+MAX_TOPICS = 1_000
+"""Topics that one connection receives; each costs an entry here and in the SDK until we leave."""
+
+IN_FLIGHT_TIMEOUT = 3.0
+"""Seconds that leaving waits for texts that are being handed to LiveKit."""
+
+Append = Callable[[StreamEvent], None]
+"""To the logs of everybody who is to see what is sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A text that LiveKit has accepted, which is not yet one that was delivered."""
+
+    stream_id: str
+    topic: str
+    timestamp: int
+    size: int
+    attributes: dict[str, str]
+    destination_identities: list[str]
+    listeners: int
+    """How many of the destinations, or of the room if there are none, were there."""
+    position: str
+    """The log's position before it: following from here shows this text and every answer to it, which
+    is why the topic is received from then on."""
+
+
+class OutgoingStream:
+    """A text stream that a caller is writing, seen by logs as it grows. Ended once."""
+
+    def __init__(
+        self,
+        connection: "Connection",
+        sender: str,
+        writer: TextStreamWriter,
+        options: TextOptions,
+        sent: Sent,
+        append: Append,
+    ) -> None:
+        self._connection = connection
+        self._sender = sender
+        self._writer = writer
+        self._options = options
+        self._sent = sent
+        self._append = append
+        self._size = 0
+        self._chunks = 0
+        self._broken: str | None = None
+        # An abort by the connection must not come between a write and its place in the log.
+        self._lock = asyncio.Lock()
+
+    async def write(self, text: str) -> None:
+        """Hands the text on; nothing for an empty one, which LiveKit's receivers skip as well.
+
+        Raises Draining, NotPermitted or LiveKitUnavailable, also when what carried it is gone.
+        """
+        async with self._lock:
+            self._require_whole()
+            if not text:
+                return
+            await self._writer.write(text)
+            self._require_whole()
+            self._append(
+                StreamChunk(
+                    self._sent.stream_id, self._options.topic, self._sender, self._chunks, text
+                )
+            )
+            self._chunks += 1
+            self._size += len(text.encode())
+
+    async def close(self) -> Sent:
+        """The text is complete. Raises as `write` does."""
+        async with self._lock:
+            self._require_whole()
+            await self._writer.close()
+            self._require_whole()
+            self._finish(None)
+        return replace(self._sent, size=self._size)
+
+    async def abort(self, reason: str) -> None:
+        """Ends it as incomplete, for receivers and for the log; does nothing if it has ended already."""
+        async with self._lock:
+            if self in self._connection.outgoing:
+                self._broken = reason
+                self._finish(reason)
+                await self._writer.abort(reason)
+
+    def break_off(self, reason: str) -> None:
+        """What carried it is gone: there is nobody to abort towards."""
+        self._broken = reason
+        self._finish(reason)
+
+    def _require_whole(self) -> None:
+        self._connection.require_up()
+        if self._broken is not None:
+            raise LiveKitUnavailable(
+                f"The connection to LiveKit was lost ({self._broken});"
+                " the text is not complete in the room."
+            )
+
+    def _finish(self, reason: str | None) -> None:
+        self._connection.outgoing.discard(self)
+        self._append(
+            _closed(
+                self._sender,
+                self._sent.stream_id,
+                self._options,
+                reason,
+                self._size,
+                self._chunks,
+            )
+        )
+
+
+class Connection(ABC):
+    """One log, what carries it, and the streams that are being sent over it."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+        self.outgoing: set[OutgoingStream] = set()
+        self._room: Room | None = None
+        self._condition: RoomEvent | None = None
+        self._gap: tuple[GapReason, float] | None = None
+        self._ended: ClosingReason | None = None
+        self._end_watchers: set[Callable[[], None]] = set()
+        self._in_flight: set[asyncio.Future[None]] = set()
+        self._followers: Counter[str] = Counter()
+
+    @abstractmethod
+    async def live(self, started: Callable[[], None]) -> None:
+        """Joins, keeps joined, and returns when the connection has ended by itself; `started` is called
+        when it is first of use. Raises what kept it from that."""
+
+    @property
+    @abstractmethod
+    def presence(self) -> Literal["participant", "observer"]:
+        """Whether the others see us in the room, now."""
+
+    @abstractmethod
+    def nudge(self) -> None:
+        """Something happened in the room, LiveKit says: to be looked at now."""
+
+    @property
+    def condition(self) -> RoomEvent | None:
+        """What a newcomer must know: waiting for the room, or reconnecting; None while all is well."""
+        return self._condition
+
+    @property
+    def participants(self) -> list[Participant]:
+        """Who is in the room, ourselves included where we are seen; none while it is not received."""
+        room = self._room
+        if room is None:
+            return []
+        local = [] if room.local.hidden else [room.local]
+        others = (room.participant(identity) for identity in room.identities)
+        return [*local, *(other for other in others if other is not None)]
+
+    def require_up(self) -> None:
+        """Raises Draining or LiveKitUnavailable once the connection is ending."""
+        if self._ended is ClosingReason.DRAIN:
+            raise Draining("The gateway is going away; the text is not complete in the room.")
+        if self._ended is not None:
+            raise LiveKitUnavailable(f"The connection to LiveKit has ended ({self._ended}).")
+
+    def require_received(self) -> None:
+        """Raises LiveKitUnavailable while what is known of the room is not up to date."""
+        self.require_up()
+        if isinstance(self._condition, RoomReconnecting):
+            raise LiveKitUnavailable(
+                "The connection to LiveKit is broken; who is there is not known."
+            )
+
+    def watch_end(self, wake: Callable[[], None]) -> None:
+        """Calls `wake` when the connection ends, at once if it has, until `unwatch_end`: for who
+        waits for a sender."""
+        self._end_watchers.add(wake)
+        if self._ended is not None:
+            wake()
+
+    @property
+    def ended(self) -> ClosingReason | None:
+        """Why nothing more comes of it."""
+        return self._ended
+
+    def unwatch_end(self, wake: Callable[[], None]) -> None:
+        self._end_watchers.discard(wake)
+
+    @property
+    def has_room_for_topics(self) -> bool:
+        return len(self.log.topics) < MAX_TOPICS
+
+    def register_topic(self, topic: str) -> None:
+        """From now on the topic's streams are received and logged, with or without subscribers.
+
+        Raises TooManyTopics, Draining, LiveKitUnavailable.
+        """
+        self.require_up()
+        if self.log.is_registered(topic):
+            return
+        if not self.has_room_for_topics:
+            raise TooManyTopics(f"This participant receives {MAX_TOPICS} topics already.")
+        self._receive(topic)
+        self.log.register_topic(topic)
+
+    def drop_topic(self, topic: str) -> None:
+        """Receives the topic no more, unless somebody follows it now."""
+        if self._followers[topic] or not self.log.is_registered(topic):
+            return
+        self._ignore(topic)
+        self.log.unregister_topic(topic)
+
+    @contextmanager
+    def following(self, topic: str) -> Iterator[None]:
+        """The topic is received, and not dropped while the context lasts. Raises as `register_topic`."""
+        self.register_topic(topic)
+        self._followers[topic] += 1
+        try:
+            yield
+        finally:
+            self._followers[topic] -= 1
+
+    async def send_text(self, sender: str, text: str, options: TextOptions) -> Sent:
+        """Sends a whole text as one stream.
+
+        Raises NotPermitted, Draining, LiveKitUnavailable.
+        """
+        room = self._require_sending_room()
+        position = self._position_before(options.topic)
+        append = self._append_for(room, options)
+        with self._sending():
+            header = await room.send_text(text, options, self._on_behalf_of(room, sender))
+            size = len(text.encode())
+            append(_opened(sender, header, options, size))
+            if text:
+                append(StreamChunk(header.stream_id, options.topic, sender, 0, text))
+            append(_closed(sender, header.stream_id, options, None, size, 1 if text else 0))
+        return _sent(room, sender, header, options, size, position)
+
+    async def open_stream(self, sender: str, options: TextOptions) -> OutgoingStream:
+        """Opens a stream to be written piece by piece.
+
+        Raises NotPermitted, Draining, LiveKitUnavailable.
+        """
+        room = self._require_sending_room()
+        position = self._position_before(options.topic)
+        append = self._append_for(room, options)
+        with self._sending():
+            writer = await room.open_text_stream(options, self._on_behalf_of(room, sender))
+            append(_opened(sender, writer.header, options, None))
+            sent = _sent(room, sender, writer.header, options, 0, position)
+            stream = OutgoingStream(self, sender, writer, options, sent, append)
+            self.outgoing.add(stream)
+            if self._room is not room:
+                stream.break_off("disconnected")
+        return stream
+
+    async def until_agent_listens(self, seconds: float) -> None:
+        """Waits for an agent that is in the room and has begun to listen.
+
+        Raises AgentUnavailable; and at once what sending would raise now.
+        """
+        self._require_sending_room()
+        changed = asyncio.Event()
+        self.log.watch(changed.set)
+        try:
+            async with asyncio.timeout(seconds):
+                while not any(other.is_listening_agent for other in self.participants):
+                    self.require_up()
+                    changed.clear()
+                    await changed.wait()
+        except TimeoutError:
+            raise AgentUnavailable(
+                f"No agent was listening in the room within {seconds:g} s; nothing was sent."
+            ) from None
+        finally:
+            self.log.unwatch(changed.set)
+
+    async def leave(self, reason: ClosingReason) -> None:
+        """Leaves LiveKit first, then ends the event streams: by the time that a client comes back,
+        perhaps to another process, its identity is free. Does nothing if the connection has ended."""
+        if self._ended is not None:
+            return
+        self._end(reason)
+        if self._in_flight:
+            # They were begun before, and are answered as accepted if LiveKit takes them.
+            await asyncio.wait(self._in_flight, timeout=IN_FLIGHT_TIMEOUT)
+        try:
+            await self._abort_outgoing(reason)
+            await self._leave_room(for_good=reason is ClosingReason.LEFT)
+        finally:
+            self.log.end(closing(reason))
+
+    def _receive(self, topic: str) -> None:
+        if self._room is not None:
+            self._room.register_topic(topic)
+
+    def _ignore(self, topic: str) -> None:
+        if self._room is not None:
+            self._room.unregister_topic(topic)
+
+    @abstractmethod
+    async def _leave_room(self, *, for_good: bool) -> None:
+        """Lets go of what carries us."""
+
+    @abstractmethod
+    def _on_behalf_of(self, room: Room, sender: str) -> str | None:
+        """The sender, where the room is not its own."""
+
+    @abstractmethod
+    def _append_for(self, room: Room, options: TextOptions) -> Append:
+        """Who is to see what is sent over this room, for LiveKit does not return it to its sender."""
+
+    def _carried_by(self, room: Room) -> None:
+        self._room = room
+        for topic in self.log.topics:
+            self._receive(topic)
+        self._whole()
+
+    async def _abort_outgoing(self, reason: str) -> None:
+        """For receivers to see it, while what carries us is still there."""
+        await asyncio.gather(*(stream.abort(reason) for stream in tuple(self.outgoing)))
+
+    def _let_go(self, reason: str) -> None:
+        """What carried us is gone: streams that were being sent over it are incomplete."""
+        self._room = None
+        for stream in tuple(self.outgoing):
+            stream.break_off(reason)
+
+    def _part(self, reason: GapReason, noticed_within: float = 0.0) -> None:
+        """From here, or so many seconds before, something may be missing, until we are carried again."""
+        since = time.monotonic() - noticed_within
+        if self._gap is None:
+            self._gap = (reason, since)
+        elif reason is GapReason.UNKNOWN:
+            self._gap = (reason, min(since, self._gap[1]))
+
+    def _broken(self) -> None:
+        """LiveKit is out of reach; told once."""
+        if not isinstance(self._condition, RoomReconnecting):
+            self._part(GapReason.UNKNOWN, INTERRUPTION_NOTICED)
+            self._condition = RoomReconnecting()
+            self.log.append(self._condition)
+
+    def _whole(self) -> None:
+        """Carried, or carried again: what may be missing is told before anything else."""
+        if self._gap is not None:
+            reason, since = self._gap
+            self._gap = None
+            self.log.interrupt(time.monotonic() - since, reason)
+        match self._condition:
+            case RoomReconnecting():
+                self.log.append(RoomReconnected())
+            case RoomWaiting():
+                self.log.append(RoomOpened())
+            case _:
+                pass  # all was well
+        self._condition = None
+
+    def _finish(self, reason: ClosingReason) -> None:
+        """Ended by what happened in LiveKit, not by our leaving."""
+        self._end(reason)
+        self._let_go(reason)
+        self.log.end(closing(reason))
+
+    def _end(self, reason: ClosingReason) -> None:
+        self._ended = reason
+        for wake in tuple(self._end_watchers):
+            wake()
+
+    def _require_sending_room(self) -> Room:
+        self.require_up()
+        if self._room is None:
+            raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
+        return self._room
+
+    def _position_before(self, topic: str) -> str:
+        """Where to follow a text from that is sent now. Its topic is received from here on, as long as
+        there is room for it: a sender with a topic for each text is not stopped by that."""
+        if self.has_room_for_topics:
+            self.register_topic(topic)
+        return str(self.log.head)
+
+    @contextmanager
+    def _sending(self) -> Iterator[None]:
+        done = asyncio.get_running_loop().create_future()
+        self._in_flight.add(done)
+        try:
+            yield
+        finally:
+            self._in_flight.discard(done)
+            done.set_result(None)
+
+
+def _sent(
+    room: Room, sender: str, header: StreamHeader, options: TextOptions, size: int, position: str
+) -> Sent:
+    present = room.identities
+    named = options.destination_identities
+    return Sent(
+        stream_id=header.stream_id,
+        topic=options.topic,
+        timestamp=header.timestamp,
+        size=size,
+        attributes=dict(options.attributes),
+        destination_identities=list(named),
+        listeners=(
+            sum(name in present for name in named) if named else len(present) - (sender in present)
+        ),
+        position=position,
+    )
+
+
+def _opened(
+    sender: str, header: StreamHeader, options: TextOptions, size: int | None
+) -> StreamOpened:
+    return StreamOpened(
+        stream_id=header.stream_id,
+        topic=options.topic,
+        participant_identity=sender,
+        timestamp=header.timestamp,
+        size=size,
+        attributes=dict(options.attributes),
+        destination_identities=options.destination_identities,
+        reply_to_stream_id=options.reply_to_stream_id,
+        local=True,
+    )
+
+
+def _closed(
+    sender: str,
+    stream_id: str,
+    options: TextOptions,
+    reason: str | None,
+    size: int,
+    chunks: int,
+) -> StreamClosed:
+    return StreamClosed(
+        stream_id=stream_id,
+        topic=options.topic,
+        participant_identity=sender,
+        complete=reason is None,
+        reason=reason,
+        attributes=dict(options.attributes),
+        size=size,
+        chunks=chunks,
+    )

@@ -1,0 +1,73 @@
+"""When to join: not too many at once, not too often, and after a failure later each time."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway.errors import TooManyJoins
+
+IN_FLIGHT = 8
+"""Joins at once: each takes 100 to 175 file descriptors and some 50 ms of a core while it lasts."""
+
+PER_SECOND = 40.0
+"""Joins begun in a second, so that a storm of them leaves the process time for everybody else."""
+
+WAITING = 300
+"""Joins that wait for their turn: as many as a process has connections, all back after a restart."""
+
+TURN_TIMEOUT = 15.0
+"""Seconds that a join waits for its turn; 300 take about ten."""
+
+FIRST_DELAY = 0.25
+"""Seconds before the first new try."""
+
+LAST_DELAY = 2.0
+"""Seconds between tries at most: a server that is back is found within it."""
+
+
+class JoinGate:
+    """Gives joins their turn, for the whole process."""
+
+    def __init__(self) -> None:
+        self._places = asyncio.Semaphore(IN_FLIGHT)
+        self._waiting = 0
+        self._next_at = 0.0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Raises TooManyJoins where too many wait, or the turn does not come in time."""
+        if self._waiting >= WAITING:
+            raise TooManyJoins("Too many joins of LiveKit rooms wait for their turn.")
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT):
+                await self._places.acquire()
+        except TimeoutError:
+            raise TooManyJoins("The turn to join the LiveKit room did not come in time.") from None
+        finally:
+            self._waiting -= 1
+        try:
+            now = asyncio.get_running_loop().time()
+            begins = self._next_at = max(now, self._next_at + 1 / PER_SECOND)
+            await asyncio.sleep(begins - now)
+            yield
+        finally:
+            self._places.release()
+
+
+class Backoff:
+    """The pauses between tries: doubled up to a bound, and no two processes in step."""
+
+    def __init__(self, first: float = FIRST_DELAY, last: float = LAST_DELAY) -> None:
+        self._first = self._delay = first
+        self._last = last
+
+    def reset(self) -> None:
+        self._delay = self._first
+
+    def next(self) -> float:
+        """Seconds until the next try."""
+        delay = self._delay * random.uniform(0.75, 1.0)  # noqa: S311 - spreads load, guards nothing
+        self._delay = min(2 * self._delay, self._last)
+        return delay

@@ -1,0 +1,93 @@
+"""What is in a room beside its texts: registered topics, and participants."""
+
+from dataclasses import asdict
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from gateway.auth import TokenVerifier
+from gateway.connection import Connection
+from gateway.errors import IdentityMismatch
+from gateway.hub import Hub
+from gateway.rooms.base import Participant
+from gateway.web.parameters import (
+    Presence,
+    Query,
+    authenticate,
+    checked_identity,
+    presence_of,
+    reading_topic,
+)
+
+NO_STORE = {"Cache-Control": "no-store"}
+
+
+class TopicsEndpoint:
+    """/rooms/{room}/topics: which are received and logged, also without subscribers."""
+
+    def __init__(self, hub: Hub, verifier: TokenVerifier) -> None:
+        self._hub = hub
+        self._verifier = verifier
+
+    async def get(self, request: Request) -> Response:
+        caller = authenticate(request, Query(request, ()), self._verifier)
+        caller.require_can_subscribe()
+        return JSONResponse({"topics": self._hub.topics(caller)}, headers=NO_STORE)
+
+    async def change(self, request: Request) -> Response:
+        """PUT registers the topic (201 where it was not registered before, else 204), DELETE drops it."""
+        caller = authenticate(request, Query(request, ()), self._verifier)
+        caller.require_room_admin()
+        topic = reading_topic(request.path_params["topic"])
+        new = False
+        if request.method == "PUT":
+            new = await self._hub.register_topic(caller.room, topic)
+        else:
+            await self._hub.drop_topic(caller.room, topic)
+        return Response(status_code=201 if new else 204, headers=NO_STORE)
+
+
+class ParticipantsEndpoint:
+    """/rooms/{room}/participants: who is in the room, as LiveKit has told the caller's connection."""
+
+    def __init__(self, hub: Hub, verifier: TokenVerifier) -> None:
+        self._hub = hub
+        self._verifier = verifier
+
+    async def get(self, request: Request) -> Response:
+        query = Query(request, ("presence",))
+        caller = authenticate(request, query, self._verifier)
+        caller.require_can_subscribe()
+        presence = presence_of(query.one("presence"))
+        if request.method == "HEAD":
+            return JSONResponse(None, headers=NO_STORE)  # joins nothing, as that of an event stream
+        if presence is Presence.JOIN:
+            async with self._hub.session(caller) as session:
+                return _listed(session)
+        await self._hub.require_may_read_unseen(caller)
+        async with self._hub.observer(caller.room) as observer:
+            await observer.look()
+            return _listed(observer)
+
+    async def delete(self, request: Request) -> Response:
+        """The caller leaves the room now, for good."""
+        caller = authenticate(request, Query(request, ()), self._verifier)
+        if checked_identity(request.path_params["identity"]) != caller.identity:
+            raise IdentityMismatch("A token leaves for its own identity only.")
+        await self._hub.leave(caller)
+        return Response(status_code=204, headers=NO_STORE)
+
+
+def _listed(connection: Connection) -> Response:
+    """The list, and the position from which to follow its changes (`participants=1`)."""
+    connection.require_received()
+    participants = [_members(participant) for participant in connection.participants]
+    answer = {"participants": participants, "position": str(connection.log.head)}
+    return JSONResponse(answer, headers=NO_STORE)
+
+
+def _members(participant: Participant) -> dict[str, Any]:
+    members = asdict(participant)
+    del members["hidden"]  # nobody is listed who is
+    return members

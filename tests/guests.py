@@ -1,0 +1,77 @@
+"""Participants that come into a room by other means than the gateway under test."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from gateway.events import (
+    ParticipantEvent,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+)
+from gateway.rooms.base import Listener, LostReason, Room
+from tests.running_gateway import DEADLINE, RunningGateway
+
+
+class Guest:
+    """One participant, by the contract of the far side: over LiveKit, and over its twin."""
+
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[StreamEvent | ParticipantEvent] = asyncio.Queue()
+        self.lost: asyncio.Queue[LostReason] = asyncio.Queue()
+        self.listener = Listener(
+            self.heard.put_nowait, lambda: None, lambda: None, self.lost.put_nowait
+        )
+        self.room: Room
+
+    async def text(self) -> tuple[str, str]:
+        """The next text that ends whole, and whose it is."""
+        text = ""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                event = await self.heard.get()
+                if isinstance(event, StreamOpened):
+                    text = ""
+                elif isinstance(event, StreamChunk):
+                    text += event.text
+                elif isinstance(event, StreamClosed) and event.complete:
+                    return event.participant_identity, text
+
+    async def closed(self) -> StreamClosed:
+        """The end of the next stream."""
+        async with asyncio.timeout(DEADLINE):
+            while not isinstance(event := await self.heard.get(), StreamClosed):
+                pass
+        return event
+
+    async def sees(self, identity: str, *, gone: bool = False) -> None:
+        """LiveKit tells of participants up to 3 s late."""
+        async with asyncio.timeout(DEADLINE):
+            while (identity in self.room.identities) is gone:
+                await asyncio.sleep(0.01)
+
+    async def is_muted(self) -> None:
+        """LiveKit has told that we may not send any more."""
+        async with asyncio.timeout(DEADLINE):
+            while self.room.local.can_publish_data:
+                await asyncio.sleep(0.01)
+
+
+async def join(gateway: RunningGateway, room: str, identity: str, **grants: object) -> Guest:
+    guest = Guest()
+    token = gateway.token(identity, room, **grants)
+    guest.room = await gateway.rooms.join(room, identity, token, ("lk.chat",), guest.listener)
+    return guest
+
+
+@asynccontextmanager
+async def guest(gateway: RunningGateway, room: str, identity: str) -> AsyncIterator[Guest]:
+    """In the room while the context lasts, unless sent away."""
+    joined = await join(gateway, room, identity)
+    try:
+        yield joined
+    finally:
+        if joined.lost.empty():
+            await joined.room.leave()
