@@ -7,12 +7,15 @@ import sys
 _TOKEN = re.compile(r"eyJ[\w-]{5,}\.[\w-]+\.[\w-]*|(?<=access_token=)[^&\s\"']+")
 """A JSON Web Token begins with the base64 of '{"'. LiveKit's SDK logs them when a join is refused."""
 
+_REQUEST = re.compile(r"FfiRequest \{.*\}", re.DOTALL)
+"""LiveKit's native library logs a request that it refuses, with the text that was to be sent."""
+
 
 class RedactingFormatter(logging.Formatter):
-    """Formats the record, traceback included, and then takes every token out."""
+    """Formats the record, traceback included, and then takes every token and native request out."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return _TOKEN.sub("[token]", super().format(record))
+        return _TOKEN.sub("[token]", _REQUEST.sub("[request]", super().format(record)))
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """One line, whatever names of others are in it: a line end would let them write lines of their own."""

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import timedelta
 from typing import Any
@@ -351,6 +352,28 @@ async def test_an_error_of_a_listener_is_reported_and_holds_up_nobody(side: Join
     assert all(isinstance(error, ValueError) for error in errors)
 
 
+async def test_a_listener_that_fails_at_the_opening_of_a_stream_leaves_no_reader(
+    side: Joined, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(event: StreamEvent | ParticipantEvent) -> None:
+        if isinstance(event, StreamOpened):
+            raise ValueError(event.stream_id)
+
+    bob = Ears()
+    mallory = await side.join(
+        "mallory", Listener(fail, lambda: None, lambda: None, lambda reason: None)
+    )
+    await side.join("bob", bob.listener())
+    carol = await side.join("carol")
+    header = await carol.send_text("text", TextOptions("t"))
+    await bob.opened(1)
+    async with asyncio.timeout(DEADLINE):
+        while header.stream_id not in caplog.text:
+            await asyncio.sleep(0.01)
+
+    assert not mallory.sdk_room._text_stream_readers
+
+
 async def test_a_remote_procedure_call_to_us_is_answered(
     side: Joined, livekit: LiveKitServer
 ) -> None:
@@ -401,19 +424,27 @@ def test_the_library_outlives_a_loop_and_serves_the_next(livekit: LiveKitServer,
     assert asyncio.run(speak_by_the_sdk()) == ["still here"]
 
 
-_A_REFUSED_JOIN = """
+_TWO_REFUSALS = """
 import asyncio, sys
 from gateway.errors import JoinFailed
 from gateway.logs import configure_logging
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
+from gateway.rooms.native import parts
+from gateway.rooms.native.dispatch import DISPATCH
 
 async def main(url, token, log):
     rooms = LiveKitRooms(url, "devkey", "secret", max_stream_bytes=1, log=log)
     try:
         await rooms.join("r", "i", token, (), Listener(print, print, print, print))
     except JoinFailed:
-        await asyncio.sleep(LOG_SECONDS)
+        request = parts.ffi_pb2.FfiRequest()
+        request.text_stream_write.writer_handle = 1 << 60
+        request.text_stream_write.text = "the user's text"
+        try:
+            DISPATCH.request(request)
+        except RuntimeError:
+            await asyncio.sleep(LOG_SECONDS)
     await rooms.aclose()
 
 configure_logging("INFO", livekit=LOG)
@@ -422,11 +453,13 @@ asyncio.run(main(sys.argv[1], sys.argv[2], LOG))
 
 
 @pytest.mark.parametrize("log", [False, True])
-def test_what_the_library_logs_has_no_token(livekit: LiveKitServer, log: bool) -> None:
+def test_what_the_library_logs_has_neither_tokens_nor_texts(
+    livekit: LiveKitServer, log: bool
+) -> None:
     secret = "not the secret, but one of at least 32 bytes"
-    token = mint("devkey", secret, room="r", identity="i", hidden=False, ttl=timedelta(minutes=1))
+    token = mint("devkey", secret, room="r", identity="i", ttl=timedelta(minutes=1))
     # The library hands its log over once a second.
-    program = f"LOG, LOG_SECONDS = {log}, {1.5 if log else 0}\n{_A_REFUSED_JOIN}"
+    program = f"LOG, LOG_SECONDS = {log}, {1.5 if log else 0}\n{_TWO_REFUSALS}"
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, livekit.url, token],
         capture_output=True,
@@ -436,8 +469,10 @@ def test_what_the_library_logs_has_no_token(livekit: LiveKitServer, log: bool) -
     )
 
     assert token not in ended.stderr
+    assert "the user's text" not in ended.stderr
     assert ended.stdout == ""
     assert ("invalid token: [token]" in ended.stderr) is log
+    assert ("failed to handle request [request]" in ended.stderr) is log
     if not log:
         assert ended.stderr == ""
 
@@ -466,3 +501,42 @@ def test_a_panic_of_the_library_ends_the_process() -> None:
 
     assert ended.returncode == -signal.SIGTERM
     assert "all is lost" in ended.stderr
+
+
+_A_REFUSAL = """
+import asyncio, sys
+from gateway.errors import JoinFailed
+from gateway.rooms.base import Listener
+from gateway.rooms.livekit import LiveKitRooms
+
+async def main(url):
+    rooms = LiveKitRooms(url, "devkey", "secret", max_stream_bytes=1)
+    try:
+        await rooms.join("r", "i", "no.token.really", (), Listener(print, print, print, print))
+    except JoinFailed:
+        pass
+    await rooms.aclose()
+
+asyncio.run(main(sys.argv[1]))
+"""
+
+EXITS = 24
+"""Without what the dispatch does at exit, about two of them were aborts."""
+
+
+def test_the_process_ends_as_it_should_while_the_library_still_calls(
+    livekit: LiveKitServer,
+) -> None:
+    def end(_: int) -> tuple[int, bytes]:
+        ended = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _A_REFUSAL, livekit.url],
+            capture_output=True,
+            timeout=30,
+            check=False,
+        )
+        return ended.returncode, ended.stderr
+
+    with ThreadPoolExecutor(6) as at_once:
+        ends = set(at_once.map(end, range(EXITS)))
+
+    assert ends == {(0, b"")}

@@ -112,7 +112,13 @@ class NativeRoom(rtc.Room):
         if handler is None:
             super()._handle_text_stream_opened(opened)
             return
-        handler(NativeReader(opened.reader, self._text_stream_readers), opened.participant_identity)
+        reader = NativeReader(opened.reader, self._text_stream_readers)
+        try:
+            handler(reader, opened.participant_identity)
+        finally:
+            # After an error of the handler's, which the stock room logs, nobody else would.
+            if reader.unread:
+                reader.close()
 
 
 class NativeReader:
@@ -126,6 +132,7 @@ class NativeReader:
         self._handle: int = owned.handle.id
         self._readers = readers
         self._readers[self._handle] = self
+        self.unread = True
         native = owned.info
         self.header = _native_header(native)
         self.info = rtc.TextStreamInfo(
@@ -145,6 +152,7 @@ class NativeReader:
 
         What it returns is done with the stream; cancelling it ends the stream as disconnected.
         """
+        self.unread = False
         self._chunk = chunk
         self._ended = ended
         self._reading: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -158,6 +166,7 @@ class NativeReader:
 
     def close(self) -> None:
         """In place of following: what the library holds of the stream is let go."""
+        self.unread = False
         del self._readers[self._handle]
         ffi_client.FfiHandle(self._handle).dispose()
 
