@@ -68,7 +68,9 @@ class Caller:
             # LiveKit hides the sender too: receivers would see text of nobody.
             raise MissingGrant("A hidden participant cannot send; use a token without 'hidden'.")
         if not self.can_publish_data:
-            raise MissingGrant("The token does not allow sending: its 'canPublishData' is false.")
+            raise MissingGrant(
+                "The token does not allow sending: its 'canPublishData' is false, or absent with a false 'canPublish'."
+            )
 
     def require_room_admin(self) -> None:
         if not self.room_admin:
@@ -186,7 +188,9 @@ def _caller(token: str, claims: Mapping[str, Any]) -> Caller:
         raise MissingGrant("The token has no 'video' grants, so it opens no room.")
     _require_standard(claims, grants)
     if _grant(grants, "roomJoin") is not True:
-        raise MissingGrant("The token does not allow joining: its 'roomJoin' is not true.")
+        raise MissingGrant(
+            "The token does not allow joining: its 'roomJoin' is not true, which presence=none needs, too."
+        )
     room = grants.get("room")
     if not isinstance(room, str) or not room:
         raise MissingGrant("The token names no room: its 'room' is missing or empty.")

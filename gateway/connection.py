@@ -12,7 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from gateway.errors import (
     AgentUnavailable,
@@ -24,6 +23,7 @@ from gateway.event_log import EventLog
 from gateway.events import (
     ClosingReason,
     GapReason,
+    Presence,
     RoomEvent,
     RoomOpened,
     RoomReconnected,
@@ -35,7 +35,14 @@ from gateway.events import (
     StreamOpened,
     closing,
 )
-from gateway.rooms.base import Participant, Room, StreamHeader, TextOptions, TextStreamWriter
+from gateway.rooms.base import (
+    AGENT_STATE,
+    Participant,
+    Room,
+    StreamHeader,
+    TextOptions,
+    TextStreamWriter,
+)
 
 INTERRUPTION_NOTICED = 20.0
 """Seconds within which LiveKit and its SDK notice that they do not hear each other (10 seen); what was
@@ -135,6 +142,10 @@ class OutgoingStream:
 
     def _require_whole(self) -> None:
         self._connection.require_up()
+        if isinstance(self._connection.condition, RoomReconnecting):
+            raise LiveKitUnavailable(
+                "The connection to LiveKit is broken; the text is not complete in the room."
+            )
         if self._broken is not None:
             raise LiveKitUnavailable(
                 f"The connection to LiveKit was lost ({self._broken});"
@@ -176,7 +187,7 @@ class Connection(ABC):
 
     @property
     @abstractmethod
-    def presence(self) -> Literal["participant", "observer"]:
+    def presence(self) -> Presence:
         """Whether the others see us in the room, now."""
 
     @abstractmethod
@@ -313,7 +324,8 @@ class Connection(ABC):
                     await changed.wait()
         except TimeoutError:
             raise AgentUnavailable(
-                f"No agent was listening in the room within {seconds:g} s; nothing was sent."
+                f"No agent was listening in the room within {seconds:g} s (of kind agent, with its"
+                f" attribute {AGENT_STATE!r} beyond initializing); nothing was sent."
             ) from None
         finally:
             self.log.unwatch(changed.set)
@@ -389,7 +401,8 @@ class Connection(ABC):
         if self._gap is not None:
             reason, since = self._gap
             self._gap = None
-            self.log.interrupt(time.monotonic() - since, reason)
+            presence = self.presence if reason is GapReason.HANDOVER else None
+            self.log.interrupt(time.monotonic() - since, reason, presence)
         match self._condition:
             case RoomReconnecting():
                 self.log.append(RoomReconnected())

@@ -24,6 +24,7 @@ from gateway.events import (
     GatewayClosing,
     GatewayGap,
     LogEvent,
+    Presence,
     StreamChunk,
     StreamClosed,
     StreamOpened,
@@ -155,7 +156,12 @@ class EventLog:
         self._track_open(entry, event)
         self._add(entry)
 
-    def interrupt(self, noticed_within: float, reason: GapReason = GapReason.UNKNOWN) -> None:
+    def interrupt(
+        self,
+        noticed_within: float,
+        reason: GapReason = GapReason.UNKNOWN,
+        presence: Presence | None = None,
+    ) -> None:
         """Tells everybody that something may be missing, here and up to `noticed_within` seconds back."""
         if self.ended is not None:
             return
@@ -163,7 +169,7 @@ class EventLog:
         index = bisect_right(self._entries, since, lo=self._start, key=lambda entry: entry.time)
         before = Position(self.epoch, self._first() + index - self._start - 1)
         here = str(Position(self.epoch, self._head + 1))
-        gap = GatewayGap(reason, str(before), here)
+        gap = GatewayGap(reason, str(before), here, presence)
         entry = Entry(self._head + 1, self._now(), None, gap, self._encode(gap, here))
         self._interruptions.append(entry)
         self._add(entry)
@@ -203,17 +209,20 @@ class EventLog:
     def unwatch(self, wake: Callable[[], None]) -> None:
         self._watchers.discard(wake)
 
-    def resume(self, last: Position, topics: Collection[str]) -> Start:
+    def resume(self, last: Position, topics: Collection[str], *, whole: bool = False) -> Start:
         """Goes on after `last`, or says from where to where something may be missing.
 
         After a gap the subscriber stands at the head, with what is kept of the streams that are
-        open replayed; the gap covers whatever of them is not.
+        open replayed; the gap covers whatever of them is not. With `whole`, all that is kept of a log
+        of which it has seen nothing.
         """
         reason = self._lost_since(last, topics)
         if reason is None:
             return Start(None, last.seq, [])
         gap = GatewayGap(reason, str(last), str(self.head))
-        return self.replay_open(topics)._replace(gap=gap)
+        unseen = whole and reason is GapReason.RESTARTED
+        start = self.replay_all(topics) if unseen else self.replay_open(topics)
+        return start._replace(gap=gap)
 
     def replay_none(self) -> Start:
         return Start(None, self._head, [])

@@ -74,6 +74,9 @@ class StreamClosed:
 
 StreamEvent = StreamOpened | StreamChunk | StreamClosed
 
+Presence = Literal["participant", "observer"]
+"""Whether a connection is in the room for the others to see, or reads and sends unseen."""
+
 PARTICIPANTS = "\0participants"
 """The topic of `participant.*` events in a log; no text stream can have it, for a topic has no NUL."""
 
@@ -166,7 +169,7 @@ class GatewayOpened:
 
     type: ClassVar[str] = "gateway.opened"
 
-    presence: Literal["participant", "observer"]
+    presence: Presence
     identity: str
     position: str
     """Where the log stood when this event stream began."""
@@ -197,6 +200,8 @@ class GatewayGap:
     reason: GapReason
     from_: str
     to: str
+    presence: Presence | None = None
+    """As whom this participant is in the room from here on, after a handover; else None."""
 
 
 class ClosingReason(StrEnum):

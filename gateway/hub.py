@@ -255,8 +255,17 @@ class Hub:
             )
         log = self._new_log(self._room_topics(caller.room))
         return ParticipantSession(
-            caller, log, self._rooms, self._gate, lambda: self.observer(caller.room)
+            caller,
+            log,
+            self._rooms,
+            self._gate,
+            lambda: self.observer(caller.room),
+            lambda: self._known_observer(caller.room),
         )
+
+    def _known_observer(self, room: str) -> Observer | None:
+        slot = self._slots.get(Key(room, None))
+        return None if slot is None else slot.connection
 
     def _new_observer(self, room: str) -> Observer:
         return Observer(room, self._new_log(self._room_topics(room)), self._rooms, self._gate)

@@ -3,11 +3,11 @@ the room by other means, carried by the room's observer, so that neither evicts 
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Literal
 
 from gateway.auth import Caller
 from gateway.connection import Append, Connection
@@ -18,6 +18,7 @@ from gateway.events import (
     GapReason,
     ParticipantDisconnected,
     ParticipantEvent,
+    Presence,
     StreamChunk,
     StreamClosed,
     StreamEvent,
@@ -27,6 +28,8 @@ from gateway.joins import Backoff, JoinGate
 from gateway.link import Link
 from gateway.observer import Observer, Tap
 from gateway.rooms.base import LostReason, Room, Rooms, TextOptions
+
+logger = logging.getLogger(__name__)
 
 HANDOVER_NOTICED = 1.0
 """Seconds within which LiveKit tells that another presence has taken our place."""
@@ -44,6 +47,9 @@ HANDOVER = "handover"
 """The reason of a stream that was open when another took over who receives it."""
 
 Observing = Callable[[], AbstractAsyncContextManager[Observer]]
+
+KnownObserver = Callable[[], Observer | None]
+"""The room's observer, where somebody holds one."""
 
 
 class _Turn(Enum):
@@ -64,7 +70,13 @@ class _Open:
 
 class ParticipantSession(Connection):
     def __init__(
-        self, caller: Caller, log: EventLog, rooms: Rooms, gate: JoinGate, observing: Observing
+        self,
+        caller: Caller,
+        log: EventLog,
+        rooms: Rooms,
+        gate: JoinGate,
+        observing: Observing,
+        known_observer: KnownObserver,
     ) -> None:
         super().__init__(log)
         self.identity = caller.identity
@@ -72,6 +84,7 @@ class ParticipantSession(Connection):
         self._rooms = rooms
         self._gate = gate
         self._observing = observing
+        self._known_observer = known_observer
         self._observer: Observer | None = None
         self._begun = False
         self._settled = asyncio.Event()
@@ -82,7 +95,7 @@ class ParticipantSession(Connection):
         self._removed = False
 
     @property
-    def presence(self) -> Literal["participant", "observer"]:
+    def presence(self) -> Presence:
         return "participant" if self._observer is None else "observer"
 
     def renew(self, caller: Caller) -> None:
@@ -144,6 +157,7 @@ class ParticipantSession(Connection):
         self._carried_by(room)
         link.open()
         turn = self._next_turn()
+        await self._wake_observer()
         if self._caller.grants != caller.grants:
             turn.set_result(_Turn.RENEW)  # came while we joined
         link.lost.add_done_callback(
@@ -166,6 +180,14 @@ class ParticipantSession(Connection):
                 await self._abort_outgoing(HANDOVER)
                 self._let_go(HANDOVER)
                 await room.leave()
+
+    async def _wake_observer(self) -> None:
+        """The room exists, for we are in it: who waits for it unseen is to miss nothing that we send."""
+        if (observer := self._known_observer()) is not None:
+            try:
+                await observer.look()
+            except LiveKitUnavailable as error:
+                logger.info("The observer of a room came too late: %s", error.detail)
 
     async def _be_observed(self, started: Callable[[], None]) -> None:
         """Carried by the observer, until the other presence of our identity is gone."""

@@ -474,7 +474,7 @@ class _LiveKitRoom(Room):
     def require_sending(self, sender: str | None) -> None:
         # While the SDK reconnects it takes texts, and may lose them; so it does while we leave.
         if self._left or not self.is_connected:
-            raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
+            raise LiveKitUnavailable("The connection to LiveKit is broken.")
         room = self.sdk_room
         # What LiveKit would drop of a participant's own must not come in on its behalf either.
         author = (

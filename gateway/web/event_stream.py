@@ -322,7 +322,7 @@ def _flag(query: Query, name: str) -> bool:
 
 def _start(log: EventLog, topics: Collection[str], replay: Replay, last: Position | None) -> Start:
     if last is not None:
-        return log.resume(last, topics)
+        return log.resume(last, topics, whole=replay is Replay.ALL)
     match replay:
         case Replay.NONE:
             return log.replay_none()

@@ -73,8 +73,11 @@ class ParticipantsEndpoint:
     async def delete(self, request: Request) -> Response:
         """The caller leaves the room now, for good."""
         caller = authenticate(request, Query(request, ()), self._verifier)
-        if checked_identity(request.path_params["identity"]) != caller.identity:
-            raise IdentityMismatch("A token leaves for its own identity only.")
+        identity = checked_identity(request.path_params["identity"])
+        if identity != caller.identity:
+            raise IdentityMismatch(
+                f"The token is of {caller.identity!r}, the path says {identity!r}."
+            )
         await self._hub.leave(caller)
         return Response(status_code=204, headers=NO_STORE)
 

@@ -190,6 +190,22 @@ async def test_a_malformed_last_event_id_is_refused(
     assert answer.json()["code"] == "invalid_parameter"
 
 
+async def test_who_comes_back_after_a_restart_is_shown_all_that_the_new_log_keeps_if_it_asks(
+    serve: Serve, room: str
+) -> None:
+    async with serve() as gateway, gateway.events(room, "bob") as first:
+        await first.until("gateway.opened")
+        await gateway.post(room, "carol", "kept")
+        await first.text()
+        coming = gateway.events(room, "bob", replay="all", last_event_id="0123456789abcdef-7")
+        async with coming as back:
+            gap = await back.until("gateway.gap")
+            text = await back.text()
+
+    assert gap.data["reason"] == "restarted"
+    assert text.text == "kept"
+
+
 async def test_an_id_of_another_log_is_answered_with_a_gap(serve: Serve, room: str) -> None:
     foreign = "0123456789abcdef-7"
     async with serve() as gateway:
@@ -205,6 +221,7 @@ async def test_an_id_of_another_log_is_answered_with_a_gap(serve: Serve, room: s
         "reason": "restarted",
         "from": foreign,
         "to": head,
+        "presence": None,
     }
     assert gap.id == head
 

@@ -195,6 +195,7 @@ async def test_a_session_is_carried_by_the_observer_until_the_other_presence_goe
             assert [await carol.text() for _ in range(2)] == [("bob", "two"), ("bob", "four")]
 
     assert opened.data["presence"] == "observer"
+    assert gap.data["presence"] == "participant"
     assert one.text == "one"
     assert (two.header["stream_id"], two.header["local"]) == (posted["stream_id"], True)
     assert gap.data["reason"] == "handover"
@@ -229,7 +230,7 @@ async def test_a_session_gives_way_to_another_presence_of_its_identity(
         assert (await events.until("gateway.gap")).data["reason"] == "handover"
 
     assert broken.data["complete"] is False
-    assert gap.data["reason"] == "handover"
+    assert (gap.data["reason"], gap.data["presence"]) == ("handover", "observer")
     assert (status, answer["code"]) == (503, "livekit_unavailable")
     assert text.text == "still heard"
     assert not evicted

@@ -236,6 +236,7 @@ const HANDLERS = {
   },
   "room.reconnected"() {
     setState("live");
+    say("", "LiveKit is back.");
   },
   "stream.opened"(event) {
     const known = texts.get(keyOf(event));
@@ -347,7 +348,8 @@ async function send() {
     const told = await answer.json().catch(() => ({}));
     if (!answer.ok) return say("failed", `Not sent. ${answer.status}: ${told.detail ?? answer.statusText}`);
     if ($("text").value === text) $("text").value = ""; // what was typed meanwhile stays
-    if (told.listeners) say("", `Accepted; ${told.listeners} ${told.listeners === 1 ? "listener" : "listeners"}.`);
+    if ($("state").dataset.state === "failed") say("alone", "Accepted, into a room that is not shown here: connect to see it.");
+    else if (told.listeners) say("", `Accepted; ${told.listeners} ${told.listeners === 1 ? "listener" : "listeners"}.`);
     else say("alone", `Accepted, but ${to.length ? "none of those addressed" : "nobody else"} is in the room yet.`);
   } catch {
     say("failed", "The gateway cannot be reached; whether the text was sent is not known.");
