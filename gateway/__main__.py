@@ -66,6 +66,7 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         settings.livekit_api_key,
         settings.livekit_api_secret,
         max_stream_bytes=settings.max_stream_bytes,
+        stream_idle_timeout=settings.stream_idle_timeout,
         log=settings.livekit_log,
     )
     hub = make_hub(rooms, settings)

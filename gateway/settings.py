@@ -130,6 +130,8 @@ class Settings:
     )
     body_idle_timeout: float = _setting("GATEWAY_BODY_IDLE_TIMEOUT", _seconds(0.1, 86_400), 60.0)
     """An agent may think for half a minute between two pieces; a dead sender must not hold a stream open for ever."""
+    stream_idle_timeout: float = _setting("GATEWAY_STREAM_IDLE_TIMEOUT", _seconds(1, 86_400), 600.0)
+    """An agent may think for minutes; what a sender forgot to close must not stay open for ever."""
     heartbeat: float = _setting("GATEWAY_HEARTBEAT", _seconds(0.1, 3600), 15.0)
     """Below the 30 to 60 s after which proxies and mobile networks drop a silent connection."""
     write_timeout: float = _setting("GATEWAY_WRITE_TIMEOUT", _seconds(0.1, 3600), 30.0)

@@ -192,7 +192,11 @@ async def serve_on(
         else (server.url, server.api_key, server.api_secret)
     )
     settings = Settings(*credentials, **changes)  # type: ignore[arg-type]
-    rooms = LiveKitRooms(*credentials, max_stream_bytes=settings.max_stream_bytes)
+    rooms = LiveKitRooms(
+        *credentials,
+        max_stream_bytes=settings.max_stream_bytes,
+        stream_idle_timeout=settings.stream_idle_timeout,
+    )
     async with running(rooms, settings) as running_gateway:
         yield running_gateway
 

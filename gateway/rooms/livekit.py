@@ -7,9 +7,9 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import aiohttp
@@ -73,6 +73,10 @@ ten times: where the first try fails, joining anew is sooner back."""
 API_TIMEOUT = 5.0
 """Seconds for an answer of LiveKit's server API; 0.005 are usual."""
 
+SWEEP = 5.0
+"""Seconds between looks at the streams that are open to us, and after which a quiet one is looked at:
+longer than LiveKit takes to tell of who has come."""
+
 ANNOUNCE_TIMEOUT = 4.0
 """Seconds for our announcement to come back. The server announces by itself after 3."""
 
@@ -97,16 +101,33 @@ NOT_TAKEN = "LiveKit did not take the text; whether it arrived is not known."
 
 _API_ERRORS = (api.ServerError, aiohttp.ClientError, TimeoutError)
 
+SENDER_DISCONNECTED = "sender_disconnected"
+"""The reason of a stream whose sender went away in the middle of it."""
+
+IDLE = "idle"
+"""The reason of a stream that nothing came on for too long."""
+
 OBSERVER = "gateway-observer-"
 """How the identities begin under which we observe; hidden, so that only operators ever see one."""
 
 
 class LiveKitRooms(Rooms):
     def __init__(
-        self, url: str, api_key: str, api_secret: str, *, max_stream_bytes: int, log: bool = False
+        self,
+        url: str,
+        api_key: str,
+        api_secret: str,
+        *,
+        max_stream_bytes: int,
+        stream_idle_timeout: float = math.inf,
+        log: bool = False,
     ) -> None:
-        """Must be made on the event loop that it is used on."""
+        """Must be made on the event loop that it is used on.
+
+        `stream_idle_timeout`: seconds after which a stream of others is closed that nothing comes on.
+        """
         self._url = url
+        self.stream_idle_timeout = stream_idle_timeout
         self._api = api.LiveKitAPI(url, api_key, api_secret)
         self._options = rtc.RoomOptions(
             auto_subscribe=False,
@@ -177,7 +198,7 @@ class LiveKitRooms(Rooms):
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> "_LiveKitRoom":
         await self._see_abandoned(room, identity)
-        joined = _LiveKitRoom(self._room_class(), self._api, room, identity, listener)
+        joined = _LiveKitRoom(self, self._room_class(), self._api, room, identity, listener)
         for topic in topics:
             joined.register_topic(topic)
         await self._connect(joined, token)
@@ -259,19 +280,23 @@ def _join_error(error: rtc.ConnectError) -> JoinFailed | LiveKitUnavailable:
 class _LiveKitRoom(Room):
     def __init__(
         self,
+        rooms: LiveKitRooms,
         sdk_room: rtc.Room,
         server_api: api.LiveKitAPI,
         name: str,
         identity: str,
         listener: Listener,
     ) -> None:
+        self._rooms = rooms
         self.sdk_room = sdk_room
         self._api = server_api
         self.name = name
         self.identity = identity
         self._listener = listener
         self._topics: set[str] = set()
-        self._readers: set[asyncio.Future[None]] = set()
+        self._readers: dict[asyncio.Future[None], _Incoming] = {}
+        self._sweeping: asyncio.Task[None] | None = None
+        self._work: set[asyncio.Task[None]] = set()
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
@@ -285,6 +310,10 @@ class _LiveKitRoom(Room):
         sdk_room.on("participant_connected", self._on_participant_connected)
         sdk_room.on("participant_disconnected", self._on_participant_disconnected)
         sdk_room.on("participant_attributes_changed", self._on_attributes_changed)
+
+    @property
+    def is_connected(self) -> bool:
+        return self.sdk_room.connection_state == rtc.ConnectionState.CONN_CONNECTED
 
     @property
     def local(self) -> Participant:
@@ -339,6 +368,13 @@ class _LiveKitRoom(Room):
         finally:
             self._sent_at = time.monotonic()
 
+    def see_through(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Does it beside whoever asked for it."""
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
     def silence(self) -> None:
         """Nothing more comes to the listener."""
         self._left = True
@@ -366,6 +402,8 @@ class _LiveKitRoom(Room):
             self._announced.cancel()
         if self._resume_deadline is not None:
             self._resume_deadline.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
 
     async def _flush(self) -> None:
         """Waits until what we sent is on the wire: until no more packets go out.
@@ -435,7 +473,7 @@ class _LiveKitRoom(Room):
 
     def require_sending(self, sender: str | None) -> None:
         # While the SDK reconnects it takes texts, and may lose them; so it does while we leave.
-        if self._left or self.sdk_room.connection_state != rtc.ConnectionState.CONN_CONNECTED:
+        if self._left or not self.is_connected:
             raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
         room = self.sdk_room
         # What LiveKit would drop of a participant's own must not come in on its behalf either.
@@ -531,8 +569,45 @@ class _LiveKitRoom(Room):
             reading = reader.follow(stream.chunk, stream.ended)
         else:
             reading = asyncio.create_task(_read(reader, stream))
-        self._readers.add(reading)
-        reading.add_done_callback(self._readers.discard)
+        self._readers[reading] = stream
+        reading.add_done_callback(self._readers.pop)
+        if self._sweeping is None or self._sweeping.done():
+            self._sweeping = asyncio.create_task(self._sweep())
+
+    async def _sweep(self) -> None:
+        """Ends the streams that the SDK would hold open for ever, while there are any that are open.
+
+        Seen: who joins, opens a stream and leaves within a second is never announced, and so never
+        told to have gone.
+        """
+        while self._readers and not self._left:
+            await asyncio.sleep(SWEEP)
+            now = time.monotonic()
+            quiet = [
+                reading
+                for reading, stream in self._readers.items()
+                if now - stream.heard_at >= SWEEP
+            ]
+            senders = {self._readers[reading].sender for reading in quiet}
+            gone = {sender for sender in senders if await self._is_gone(sender)}
+            for reading in quiet:
+                if (stream := self._readers.get(reading)) is None:
+                    continue
+                if stream.sender in gone:
+                    stream.give_up(SENDER_DISCONNECTED)
+                elif now - stream.heard_at >= self._rooms.stream_idle_timeout:
+                    stream.give_up(IDLE)
+                else:
+                    continue
+                reading.cancel()
+
+    async def _is_gone(self, sender: str) -> bool:
+        if sender in self.sdk_room.remote_participants:
+            return False  # and if it goes, the SDK ends its streams
+        try:
+            return await self._rooms.find_participant(self.name, sender) is None
+        except LiveKitUnavailable:
+            return False  # not known; the next look tells
 
     def _on_stream_ended(self, sender: str) -> None:
         self._open_of[sender] -= 1
@@ -548,6 +623,8 @@ class _Incoming:
     sender: str
     emit: Callable[[StreamEvent], None]
     on_ended: Callable[[str], None]
+    heard_at: float = field(default_factory=time.monotonic)
+    given_up: bool = False
     index: int = 0
     size: int = 0
 
@@ -555,10 +632,19 @@ class _Incoming:
         self.emit(StreamChunk(self.info.stream_id, self.info.topic, self.sender, self.index, text))
         self.index += 1
         self.size += len(text.encode())
+        self.heard_at = time.monotonic()
 
     def ended(self, error: str | None) -> None:
+        if not self.given_up:
+            self._close(None if error is None else _abnormal_end(error))
+
+    def give_up(self, reason: str) -> None:
+        """It is over for us; whoever reads it stops now."""
+        self.given_up = True
+        self._close(reason)
+
+    def _close(self, reason: str | None) -> None:
         self.on_ended(self.sender)
-        reason = None if error is None else _abnormal_end(error)
         self.emit(_closed(self.info, self.sender, reason, self.size, self.index))
 
 
@@ -640,7 +726,7 @@ def _abnormal_end(description: str) -> str:
     """The sender's own reason where it gave one, else a word for what happened."""
     reason = description.removeprefix("stream closed abnormally: ")
     if reason.endswith("unexpectedly disconnected in the middle of sending data"):
-        return "sender_disconnected"
+        return SENDER_DISCONNECTED
     if reason == "Disconnected while receiving":
         return "disconnected"
     return reason
@@ -671,7 +757,13 @@ class _LiveKitWriter(TextStreamWriter):
         if self._ended:
             return  # the close failed, and the SDK takes no second one
         self._ended = True
+        aborting = self._room.see_through(self._abort(reason))
+        # While the SDK mends its connection, whoever asked is not made to wait for that.
+        if self._room.is_connected:
+            await asyncio.wait({aborting})
+
+    async def _abort(self, reason: str) -> None:
         # Nobody is left to tell if it fails: receivers see the sender's connection end instead.
         with suppress(LiveKitUnavailable):
-            async with self._room.taking(LEAVE_TIMEOUT):
+            async with self._room.taking(RESUME_TIMEOUT + LEAVE_TIMEOUT):
                 await self._writer.aclose(reason=reason)

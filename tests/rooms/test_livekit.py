@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 from livekit import rtc
+from livekit.rtc._ffi_client import FfiClient
 
 from gateway.errors import LiveKitUnavailable
 from gateway.rooms import livekit as livekit_rooms
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
+from gateway.rooms.native.dispatch import DISPATCH
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
 from tools.livekit_server import start_livekit_server
@@ -234,3 +236,82 @@ def _sdk_room(gateway: RunningGateway) -> rtc.Room:
     room = slot.connection._room
     assert isinstance(room, livekit_rooms._LiveKitRoom)
     return room.sdk_room
+
+
+async def test_a_stream_whose_sender_was_never_announced_ends(
+    serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who joins, opens a stream and leaves within a second is never told to have gone."""
+    monkeypatch.setattr(livekit_rooms, "SWEEP", 0.5)
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        sdk = rtc.Room()
+        await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
+        writer = await sdk.local_participant.stream_text(topic="lk.chat")
+        await writer.write("half")
+        await bob.until("stream.chunk")
+        await sdk.disconnect()
+        closed = await bob.until("stream.closed")
+
+    assert (closed.data["complete"], closed.data["reason"]) == (False, "sender_disconnected")
+
+
+async def test_a_stream_that_nothing_comes_on_is_ended_and_stays_so(
+    serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(livekit_rooms, "SWEEP", 0.2)
+    async with (
+        serve_livekit(stream_idle_timeout=0.5) as gateway,
+        gateway.events(room, "bob") as bob,
+    ):
+        await bob.until("gateway.opened")
+        sdk = rtc.Room()
+        await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
+        writer = await sdk.local_participant.stream_text(topic="lk.chat")
+        await writer.write("half")
+        closed = await bob.until("stream.closed")
+        await writer.write("too late")
+        await sdk.local_participant.send_text("others are heard", topic="lk.chat")
+        opened = await bob.next()
+        chunk = await bob.next()
+        await sdk.disconnect()
+
+    assert (closed.data["complete"], closed.data["reason"]) == (False, "idle")
+    assert opened.name == "stream.opened"
+    assert chunk.data["text"] == "others are heard"
+
+
+async def test_streams_that_nobody_asked_for_leave_nothing_behind(
+    serve_livekit: Serve, room: str
+) -> None:
+    async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        sdk = rtc.Room()
+        await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
+        (slot,) = gateway.hub._slots.values()
+        inside = slot.connection._room.sdk_room
+        await sdk.local_participant.send_text("first", topic="lk.chat")
+        await bob.text()
+        before = _held(inside)
+        for _ in range(20):
+            await sdk.local_participant.send_text("unheard", topic="another")
+            writer = await sdk.local_participant.stream_bytes("file", topic="lk.chat")
+            await writer.write(b"bytes")
+            await writer.aclose()
+        await sdk.local_participant.send_text("last", topic="lk.chat")
+        last = await bob.text()
+        after = _held(inside)
+        await sdk.disconnect()
+
+    assert last.text == "last"
+    assert after == before
+
+
+def _held(room: rtc.Room) -> tuple[int, ...]:
+    """What the SDK, and what we have put in its place, hold for streams."""
+    return (
+        len(room._text_stream_readers),
+        len(room._byte_stream_readers),
+        len(DISPATCH._routes),
+        len(FfiClient.instance.queue._subscribers),
+    )

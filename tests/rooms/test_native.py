@@ -127,9 +127,9 @@ class Ears:
         self.heard: asyncio.Queue[StreamEvent] = asyncio.Queue()
 
     def listener(self) -> Listener:
-        return Listener(self._emit, lambda: None, lambda: None, lambda reason: None)
+        return Listener(self._hear, lambda: None, lambda: None, lambda reason: None)
 
-    def _emit(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _hear(self, event: StreamEvent | ParticipantEvent) -> None:
         if isinstance(event, StreamEvent):
             self.heard.put_nowait(event)
 

@@ -171,6 +171,10 @@ class NativeReader:
         ffi_client.FfiHandle(self._handle).dispose()
 
     def _on_event(self, event: Any) -> None:
+        if (
+            self._reading.done()
+        ):  # cancelled: nothing may follow the end that its canceller has told of
+            return
         body = event.text_stream_reader_event
         if body.HasField("eos"):
             trailer = dict(body.eos.attributes)
