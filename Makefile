@@ -51,7 +51,7 @@ format: install  ## format the code, and fix what the linter can fix
 bench: install  ## measure latency and rate against a real LiveKit server (about 2 minutes)
 	@$(VENV)/bin/python -m benchmarks.way_through $(ARGS)
 
-bench-rooms: install  ## measure what open rooms cost, beside the SDK alone (about 7 minutes)
+bench-rooms: install  ## measure what open rooms cost, beside the SDK alone (about 8 minutes)
 	@$(VENV)/bin/python -m benchmarks.open_rooms $(ARGS)
 
 bench-send: install  ## measure how many texts a connection sends, beside the SDK alone (about 2 minutes)
