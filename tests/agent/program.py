@@ -177,6 +177,8 @@ async def _work(connection: Connection, agent_name: str, held: bool, **livekit: 
         host="127.0.0.1",
         port=0,
         num_idle_processes=0,
+        # By the machine's own load, LiveKit would give a worker on a busy one no job at all.
+        load_fnc=lambda: 0.0,
     )
     worker.rtc_session(_job(connection, gate), agent_name=agent_name)
     worker.on("worker_registered", lambda *_: _tell(connection, event="registered"))
