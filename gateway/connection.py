@@ -24,6 +24,7 @@ from gateway.events import (
     ClosingReason,
     GapReason,
     Presence,
+    RoomClosed,
     RoomEvent,
     RoomOpened,
     RoomReconnected,
@@ -53,6 +54,12 @@ MAX_TOPICS = 1_000
 
 IN_FLIGHT_TIMEOUT = 3.0
 """Seconds that leaving waits for texts that are being handed to LiveKit."""
+
+ABORT_TIMEOUT = 2.0
+"""Seconds for receivers to be told that streams are incomplete; a LiveKit that stands still never is."""
+
+TOLD_WITHIN = 3.0
+"""Seconds after which readers are told of our leaving that is not done yet: within the drain time."""
 
 Append = Callable[[StreamEvent], None]
 """To the logs of everybody who is to see what is sent."""
@@ -109,14 +116,15 @@ class OutgoingStream:
             if not text:
                 return
             await self._writer.write(text)
-            self._require_whole()
-            self._append(
-                StreamChunk(
-                    self._sent.stream_id, self._options.topic, self._sender, self._chunks, text
+            if self in self._connection.outgoing:
+                self._append(
+                    StreamChunk(
+                        self._sent.stream_id, self._options.topic, self._sender, self._chunks, text
+                    )
                 )
-            )
-            self._chunks += 1
-            self._size += len(text.encode())
+                self._chunks += 1
+                self._size += len(text.encode())
+            self._require_whole()
 
     async def close(self) -> Sent:
         """The text is complete. Raises as `write` does."""
@@ -129,9 +137,10 @@ class OutgoingStream:
 
     async def abort(self, reason: str) -> None:
         """Ends it as incomplete, for receivers and for the log; does nothing if it has ended already."""
+        # Before the lock: a writer that is waiting for it is not to go on.
+        self._broken = self._broken or reason
         async with self._lock:
             if self in self._connection.outgoing:
-                self._broken = reason
                 self._finish(reason)
                 await self._writer.abort(reason)
 
@@ -166,13 +175,23 @@ class OutgoingStream:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Carrier:
+    """What of LiveKit carries a connection: a room that it is in itself, or one that is observed."""
+
+    room: Room
+    observer: "Connection | None" = None
+    """Whose room it is, where it is not our own."""
+
+
 class Connection(ABC):
     """One log, what carries it, and the streams that are being sent over it."""
 
-    def __init__(self, log: EventLog) -> None:
+    def __init__(self, log: EventLog, max_topics: int | None = None) -> None:
         self.log = log
+        self._max_topics = MAX_TOPICS if max_topics is None else max_topics
         self.outgoing: set[OutgoingStream] = set()
-        self._room: Room | None = None
+        self._carrier: Carrier | None = None
         self._condition: RoomEvent | None = None
         self._gap: tuple[GapReason, float] | None = None
         self._ended: ClosingReason | None = None
@@ -202,9 +221,9 @@ class Connection(ABC):
     @property
     def participants(self) -> list[Participant]:
         """Who is in the room, ourselves included where we are seen; none while it is not received."""
-        room = self._room
-        if room is None:
+        if self._carrier is None:
             return []
+        room = self._carrier.room
         local = [] if room.local.hidden else [room.local]
         others = (room.participant(identity) for identity in room.identities)
         return [*local, *(other for other in others if other is not None)]
@@ -219,9 +238,10 @@ class Connection(ABC):
     def require_received(self) -> None:
         """Raises LiveKitUnavailable while what is known of the room is not up to date."""
         self.require_up()
-        if isinstance(self._condition, RoomReconnecting):
+        absent = isinstance(self._condition, RoomWaiting | RoomClosed)
+        if isinstance(self._condition, RoomReconnecting) or (self._carrier is None and not absent):
             raise LiveKitUnavailable(
-                "The connection to LiveKit is broken; who is there is not known."
+                "The connection to LiveKit is broken, or changing hands; who is there is not known."
             )
 
     def watch_end(self, wake: Callable[[], None]) -> None:
@@ -241,7 +261,7 @@ class Connection(ABC):
 
     @property
     def has_room_for_topics(self) -> bool:
-        return len(self.log.topics) < MAX_TOPICS
+        return len(self.log.topics) < self._max_topics
 
     def register_topic(self, topic: str) -> None:
         """From now on the topic's streams are received and logged, with or without subscribers.
@@ -252,7 +272,7 @@ class Connection(ABC):
         if self.log.is_registered(topic):
             return
         if not self.has_room_for_topics:
-            raise TooManyTopics(f"This participant receives {MAX_TOPICS} topics already.")
+            raise TooManyTopics(f"{self._max_topics} topics are received already for this reader.")
         self._receive(topic)
         self.log.register_topic(topic)
 
@@ -272,6 +292,8 @@ class Connection(ABC):
             yield
         finally:
             self._followers[topic] -= 1
+            if not self._followers[topic]:
+                del self._followers[topic]
 
     async def send_text(self, sender: str, text: str, options: TextOptions) -> Sent:
         """Sends a whole text as one stream.
@@ -304,8 +326,8 @@ class Connection(ABC):
             sent = _sent(room, sender, writer.header, options, 0, position)
             stream = OutgoingStream(self, sender, writer, options, sent, append)
             self.outgoing.add(stream)
-            if self._room is not room:
-                stream.break_off("disconnected")
+            if self._carrier is None or self._carrier.room is not room:
+                await stream.abort("disconnected")
         return stream
 
     async def until_agent_listens(self, seconds: float) -> None:
@@ -336,6 +358,7 @@ class Connection(ABC):
         if self._ended is not None:
             return
         self._end(reason)
+        told = asyncio.get_running_loop().call_later(TOLD_WITHIN, self.log.end, closing(reason))
         if self._in_flight:
             # They were begun before, and are answered as accepted if LiveKit takes them.
             await asyncio.wait(self._in_flight, timeout=IN_FLIGHT_TIMEOUT)
@@ -343,15 +366,16 @@ class Connection(ABC):
             await self._abort_outgoing(reason)
             await self._leave_room(for_good=reason is ClosingReason.LEFT)
         finally:
+            told.cancel()
             self.log.end(closing(reason))
 
     def _receive(self, topic: str) -> None:
-        if self._room is not None:
-            self._room.register_topic(topic)
+        if self._carrier is not None:
+            self._carrier.room.register_topic(topic)
 
     def _ignore(self, topic: str) -> None:
-        if self._room is not None:
-            self._room.unregister_topic(topic)
+        if self._carrier is not None:
+            self._carrier.room.unregister_topic(topic)
 
     @abstractmethod
     async def _leave_room(self, *, for_good: bool) -> None:
@@ -365,19 +389,18 @@ class Connection(ABC):
     def _append_for(self, room: Room, options: TextOptions) -> Append:
         """Who is to see what is sent over this room, for LiveKit does not return it to its sender."""
 
-    def _carried_by(self, room: Room) -> None:
-        self._room = room
-        for topic in self.log.topics:
-            self._receive(topic)
+    def _carried_by(self, carrier: Carrier) -> None:
+        self._carrier = carrier
         self._whole()
 
     async def _abort_outgoing(self, reason: str) -> None:
         """For receivers to see it, while what carries us is still there."""
-        await asyncio.gather(*(stream.abort(reason) for stream in tuple(self.outgoing)))
+        if aborting := [asyncio.create_task(each.abort(reason)) for each in self.outgoing]:
+            await asyncio.wait(aborting, timeout=ABORT_TIMEOUT)
 
     def _let_go(self, reason: str) -> None:
         """What carried us is gone: streams that were being sent over it are incomplete."""
-        self._room = None
+        self._carrier = None
         for stream in tuple(self.outgoing):
             stream.break_off(reason)
 
@@ -406,7 +429,7 @@ class Connection(ABC):
         match self._condition:
             case RoomReconnecting():
                 self.log.append(RoomReconnected())
-            case RoomWaiting():
+            case RoomWaiting() | RoomClosed():
                 self.log.append(RoomOpened())
             case _:
                 pass  # all was well
@@ -425,9 +448,9 @@ class Connection(ABC):
 
     def _require_sending_room(self) -> Room:
         self.require_up()
-        if self._room is None:
+        if self._carrier is None:
             raise LiveKitUnavailable("The connection to LiveKit is broken; nothing was sent.")
-        return self._room
+        return self._carrier.room
 
     def _position_before(self, topic: str) -> str:
         """Where to follow a text from that is sent now. Its topic is received from here on, as long as

@@ -33,7 +33,7 @@ from gateway.events import ClosingReason
 from gateway.joins import JoinGate
 from gateway.observer import Observer
 from gateway.rooms.base import NOT_PERMITTED, Participant, Rooms
-from gateway.session import ParticipantSession
+from gateway.session import RECHECK_SEEN, RECHECK_UNSEEN, ParticipantSession
 
 logger = logging.getLogger(__name__)
 
@@ -130,10 +130,54 @@ class Hub:
         finally:
             self._release(slot)
 
-    async def require_may_read_unseen(self, caller: Caller) -> None:
-        """Raises PresenceRequired, LiveKitUnavailable."""
-        if not (caller.hidden or caller.room_admin):
+    @asynccontextmanager
+    async def reading_unseen(
+        self, caller: Caller
+    ) -> "AsyncIterator[tuple[Observer, asyncio.Future[None]]]":
+        """The room's observer, and what is done when this caller may not read there any more: by having
+        been in the room, and having left it.
+
+        Raises PresenceRequired, and as `session` does.
+        """
+        by_presence = not (caller.hidden or caller.room_admin)
+        if by_presence:
             await self._require_present(caller)
+        async with self.observer(caller.room) as observer:
+            await observer.look()
+            absent = asyncio.get_running_loop().create_future()
+            if not by_presence:
+                yield observer, absent
+                return
+            watching = asyncio.create_task(self._watch_presence(caller, observer, absent))
+            try:
+                yield observer, absent
+            finally:
+                watching.cancel()
+                await asyncio.wait({watching})
+
+    async def _watch_presence(
+        self, caller: Caller, observer: Observer, absent: "asyncio.Future[None]"
+    ) -> None:
+        """Looks now, whenever the observer is told of a leaving, and now and then: who came and went at
+        once is never told of."""
+        changed = asyncio.Event()
+        with observer.watching_absence(caller.identity, changed.set):
+            while True:
+                room = observer.room
+                seen = room is not None and caller.identity in room.identities
+                try:
+                    await self._require_present(caller)
+                except PresenceRequired:
+                    absent.set_result(None)
+                    return
+                except LiveKitUnavailable:
+                    pass  # not known; the next look tells
+                try:
+                    async with asyncio.timeout(RECHECK_SEEN if seen else RECHECK_UNSEEN):
+                        await changed.wait()
+                except TimeoutError:
+                    pass  # time for a look
+                changed.clear()
 
     async def require_may_send_unseen(self, caller: Caller) -> None:
         """Raises PresenceRequired, NotPermitted, LiveKitUnavailable."""
@@ -235,6 +279,7 @@ class Hub:
     async def drain(self) -> None:
         """Takes nothing new, leaves every room, and ends every event stream."""
         self.draining = True
+        self._gate.close()
         for wake in tuple(self._drain_watchers):
             wake()
         # Observers last: sessions that they carry end their streams over them.
@@ -332,12 +377,15 @@ class Hub:
         except GatewayError as error:
             # A join's error is answered to the requests that wait for it; the operator is told as well.
             logger.warning("A join failed: %s", error.detail)
-            _fail(started, error)
+            if not started.done():
+                _fail(started, error)
         finally:
             if not started.done():
                 _fail(started, LiveKitUnavailable("The connection ended before it was of use."))
             if slot.leaving is None:
                 self._forget(slot)
+                # Whatever it ended with, nobody is left to read on, or in the room.
+                await connection.leave(ClosingReason.DISCONNECTED)
         if (reason := connection.ended) and not reason.reconnect and slot.key.identity is not None:
             self._remember_end(slot.key, connection.log.epoch)
 

@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.errors import TooManyJoins
+from gateway.errors import Draining, TooManyJoins
 
 IN_FLIGHT = 8
 """Joins at once: each takes 100 to 175 file descriptors and some 50 ms of a core while it lasts."""
@@ -33,10 +33,15 @@ class JoinGate:
         self._places = asyncio.Semaphore(IN_FLIGHT)
         self._waiting = 0
         self._next_at = 0.0
+        self._closed = False
+
+    def close(self) -> None:
+        """Nobody joins any more, however long they have waited."""
+        self._closed = True
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Raises TooManyJoins where too many wait, or the turn does not come in time."""
+        """Raises Draining, or TooManyJoins where too many wait, or the turn does not come in time."""
         if self._waiting >= WAITING:
             raise TooManyJoins("Too many joins of LiveKit rooms wait for their turn.")
         self._waiting += 1
@@ -48,6 +53,8 @@ class JoinGate:
         finally:
             self._waiting -= 1
         try:
+            if self._closed:
+                raise Draining("The gateway is going away; come back in a moment.")
             now = asyncio.get_running_loop().time()
             begins = self._next_at = max(now, self._next_at + 1 / PER_SECOND)
             await asyncio.sleep(begins - now)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
-from gateway.connection import Append, Connection
+from gateway.connection import Append, Carrier, Connection
 from gateway.errors import LiveKitUnavailable, RoomNotOpen, Unavailable
 from gateway.event_log import EventLog
 from gateway.events import (
@@ -18,6 +18,7 @@ from gateway.events import (
     ParticipantDisconnected,
     ParticipantEvent,
     RoomClosed,
+    RoomReconnecting,
     RoomWaiting,
     StreamEvent,
     StreamOpened,
@@ -32,6 +33,9 @@ POLL_FIRST = 1.0
 POLL_LAST = 10.0
 """Seconds between looks at most: a tenth of a request a second for each room that is waited for."""
 
+
+MAX_TOPICS = 10_000
+"""Topics that an observer receives: for ten whom it carries and who have as many as one may have."""
 
 OPENING_TIMEOUT = 10.0
 """Seconds that a request waits for the observer to be in a room that has just been created."""
@@ -57,12 +61,13 @@ class Tap:
 
 class Observer(Connection):
     def __init__(self, room_name: str, log: EventLog, rooms: Rooms, gate: JoinGate) -> None:
-        super().__init__(log)
+        super().__init__(log, MAX_TOPICS)
         self._name = room_name
         self._rooms = rooms
         self._gate = gate
         self._taps: set[Tap] = set()
         self._absence_watchers: set[tuple[str, Callable[[], None]]] = set()
+        self._borrowed: set[str] = set()
         self._nudged = asyncio.Event()
         self._observing = asyncio.Event()
 
@@ -73,7 +78,7 @@ class Observer(Connection):
     @property
     def room(self) -> Room | None:
         """What is observed; None while the room does not exist, or LiveKit is out of reach."""
-        return self._room
+        return None if self._carrier is None else self._carrier.room
 
     def nudge(self) -> None:  # the room that is waited for may exist
         self._nudged.set()
@@ -83,7 +88,7 @@ class Observer(Connection):
 
         Raises LiveKitUnavailable.
         """
-        if not isinstance(self._condition, RoomWaiting):
+        if not isinstance(self._condition, RoomWaiting | RoomClosed):
             return
         if not await self._rooms.room_exists(self._name):
             return
@@ -103,6 +108,22 @@ class Observer(Connection):
         finally:
             self._taps.discard(tap)
 
+    def register_topic(self, topic: str) -> None:
+        super().register_topic(topic)
+        self._borrowed.discard(topic)
+
+    @contextmanager
+    def carrying(self, topic: str) -> Iterator[None]:
+        """Receives the topic for one whom it carries, and no longer than that unless others want it."""
+        borrowed = topic in self._borrowed or not self.log.is_registered(topic)
+        with self.following(topic):
+            if borrowed:
+                self._borrowed.add(topic)
+            yield
+        if topic in self._borrowed and topic not in self._followers:
+            self._borrowed.discard(topic)
+            self.drop_topic(topic)
+
     @contextmanager
     def watching_absence(self, identity: str, wake: Callable[[], None]) -> Iterator[None]:
         """Calls `wake` when that participant leaves the room, while the context lasts."""
@@ -113,12 +134,13 @@ class Observer(Connection):
         finally:
             self._absence_watchers.discard(watcher)
 
-    def publish(self, event: StreamEvent) -> None:
+    def publish(self, event: StreamEvent, but: Tap | None = None) -> None:
         """Shows everybody a text of ours, which LiveKit does not return to us; `local` to its sender."""
         others = replace(event, local=False) if isinstance(event, StreamOpened) else event
         self.log.append(others)
         for tap in tuple(self._taps):
-            tap.emit(event if tap.identity == event.participant_identity else others)
+            if tap is not but:
+                tap.emit(event if tap.identity == event.participant_identity else others)
 
     async def live(self, started: Callable[[], None]) -> None:
         begun = False
@@ -132,22 +154,30 @@ class Observer(Connection):
 
         while not self.ended:
             try:
-                if await self._rooms.room_exists(self._name):
-                    await self._observe(on_start)
-                else:
+                link = Link(self._on_event, self._on_reconnecting, self._on_reconnected)
+                room = await self._join(link)
+                if room is None:
                     await self._await_room(on_start)
+                else:
+                    await self._observe(room, link, on_start)
             except Unavailable:
                 if not begun:
                     raise
                 self._broken()
                 await asyncio.sleep(backoff.next())
 
-    async def _observe(self, started: Callable[[], None]) -> None:
-        """Until the connection is lost."""
-        link = Link(self._on_event, self._on_reconnecting, self._on_reconnected)
+    async def _join(self, link: Link) -> Room | None:
+        """None where the room does not exist: looked for when it is our turn, not before."""
         async with self._gate.turn():
-            room = await self._rooms.observe(self._name, self.log.topics, link.listener)
-        self._carried_by(room)
+            if not await self._rooms.room_exists(self._name):
+                return None
+            return await self._rooms.observe(self._name, self.log.topics, link.listener)
+
+    async def _observe(self, room: Room, link: Link, started: Callable[[], None]) -> None:
+        """Until the connection is lost."""
+        for topic in self.log.topics:
+            room.register_topic(topic)  # those that came while we joined
+        self._carried_by(Carrier(room))
         link.open()
         self._observing.set()
         started()
@@ -155,7 +185,9 @@ class Observer(Connection):
         self._observing.clear()
         self._let_go(reason)
         if reason is LostReason.ROOM_CLOSED:
-            self.log.append(RoomClosed())
+            self._part(GapReason.UNKNOWN)
+            self._condition = RoomClosed()
+            self.log.append(self._condition)
         else:
             self._broken()
         for tap in tuple(self._taps):
@@ -165,7 +197,8 @@ class Observer(Connection):
     async def _await_room(self, started: Callable[[], None]) -> None:
         """Until the room exists."""
         if not isinstance(self._condition, RoomWaiting):
-            self._whole()
+            if isinstance(self._condition, RoomReconnecting):
+                self._whole()
             self._part(GapReason.UNKNOWN)
             self._condition = RoomWaiting()
             self.log.append(self._condition)
@@ -205,9 +238,13 @@ class Observer(Connection):
             tap.reconnected()
 
     def _require_sending_room(self) -> Room:
-        if isinstance(self._condition, RoomWaiting):
+        if isinstance(self._condition, RoomWaiting | RoomClosed):
             raise RoomNotOpen("The room does not exist; somebody must be in it to be sent to.")
         return super()._require_sending_room()
+
+    def _position_before(self, topic: str) -> str:
+        # Not registered: who sends unseen has no log here, and others are not to be filled by it.
+        return str(self.log.head)
 
     def _on_behalf_of(self, room: Room, sender: str) -> str:
         return sender
@@ -217,8 +254,8 @@ class Observer(Connection):
         return _nowhere if options.destination_identities else self.publish
 
     async def _leave_room(self, *, for_good: bool) -> None:
-        if self._room is not None:
-            await self._room.leave()
+        if self._carrier is not None:
+            await self._carrier.room.leave()
 
 
 def _nowhere(event: StreamEvent) -> None:

@@ -5,12 +5,12 @@ the room by other means, carried by the room's observer, so that neither evicts 
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, ExitStack
 from dataclasses import dataclass
 from enum import Enum
 
 from gateway.auth import Caller
-from gateway.connection import Append, Connection
+from gateway.connection import Append, Carrier, Connection, OutgoingStream, Sent
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, Unavailable
 from gateway.event_log import EventLog
 from gateway.events import (
@@ -27,7 +27,7 @@ from gateway.events import (
 from gateway.joins import Backoff, JoinGate
 from gateway.link import Link
 from gateway.observer import Observer, Tap
-from gateway.rooms.base import LostReason, Room, Rooms, TextOptions
+from gateway.rooms.base import NOT_PERMITTED, LostReason, Room, Rooms, TextOptions
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,9 @@ RECHECK_UNSEEN = 1.0
 
 RECHECK_SEEN = 30.0
 """Seconds between looks for one that it sees, whose leaving it is told."""
+
+SETTLING = 0.3
+"""Seconds for which our identity must be nobody's before we join as it again."""
 
 RENEW_TIMEOUT = 10.0
 """Seconds that a request with a newer token waits for the join with it; 0.2 are usual."""
@@ -52,9 +55,11 @@ KnownObserver = Callable[[], Observer | None]
 """The room's observer, where somebody holds one."""
 
 
-class _Turn(Enum):
-    """Why a session is to be carried otherwise, beside a LostReason."""
+class _Cause(Enum):
+    """Why a session is to look how it is carried."""
 
+    LOST = "lost"
+    """LiveKit has ended what carried it."""
     RENEW = "renew"
     """A newer token with other grants came."""
     LOOK = "look"
@@ -85,12 +90,15 @@ class ParticipantSession(Connection):
         self._gate = gate
         self._observing = observing
         self._known_observer = known_observer
-        self._observer: Observer | None = None
         self._begun = False
         self._settled = asyncio.Event()
         self._settled.set()
         self._sid: str | None = None
-        self._turn: asyncio.Future[_Turn | LostReason] | None = None
+        self._superseded: set[str] = set()
+        self._cause: asyncio.Future[_Cause] | None = None
+        self._lost: LostReason | None = None
+        self._tap: Tap | None = None
+        self._carried_topics = ExitStack()
         self._tapped: dict[tuple[str, str], _Open] = {}
         self._removed = False
 
@@ -98,42 +106,79 @@ class ParticipantSession(Connection):
     def presence(self) -> Presence:
         return "participant" if self._observer is None else "observer"
 
+    @property
+    def _observer(self) -> Observer | None:
+        """Who carries us, where we are not in the room ourselves."""
+        observer = None if self._carrier is None else self._carrier.observer
+        return observer if isinstance(observer, Observer) else None
+
     def renew(self, caller: Caller) -> None:
         """A request came with this token: the newest is what we join with, at once if its grants differ."""
-        if caller.token == self._caller.token or caller.issued_at < self._caller.issued_at:
+        held = self._caller
+        if caller.token == held.token or caller.issued_at < held.issued_at:
             return
-        before, self._caller = self._caller, caller
-        if caller.grants != before.grants and self._begun and self._observer is None:
-            self._settled.clear()
-            self._take_turn(_Turn.RENEW)
+        if caller.issued_at > held.issued_at:
+            self._superseded.clear()
+        elif caller.grants in self._superseded:
+            return  # of one second: two that take turns would have us join without end
+        self._caller = caller
+        if caller.grants != held.grants:
+            self._superseded.add(held.grants)
+            if self._begun and self._observer is None:
+                self._settled.clear()
+                self._wake(_Cause.RENEW)
 
     async def settled(self) -> None:
-        """Once we are in the room with the newest grants. Raises LiveKitUnavailable."""
+        """Once we are in the room with the newest grants. Raises Draining, LiveKitUnavailable."""
         try:
             async with asyncio.timeout(RENEW_TIMEOUT):
                 await self._settled.wait()
         except TimeoutError:
             raise LiveKitUnavailable("Joining again with the newer token takes too long.") from None
+        self.require_up()
 
     def nudge(self) -> None:  # the other presence of our identity may be gone
         if self._observer is not None:
-            self._take_turn(_Turn.LOOK)
+            self._wake(_Cause.LOOK)
+
+    async def send_text(self, sender: str, text: str, options: TextOptions) -> Sent:
+        await self._require_author()
+        return await super().send_text(sender, text, options)
+
+    async def open_stream(self, sender: str, options: TextOptions) -> OutgoingStream:
+        await self._require_author()
+        return await super().open_stream(sender, options)
+
+    async def _require_author(self) -> None:
+        """On whose behalf the observer sends is in the room, and may send, also where LiveKit has not
+        told of it yet. Raises NotPermitted, LiveKitUnavailable."""
+        if self._observer is None or self._observer.room is None:
+            return
+        if self.identity in self._observer.room.identities:
+            return  # and what it may is looked at with each piece
+        found = await self._rooms.find_participant(self._caller.room, self.identity)
+        if found is None:
+            raise LiveKitUnavailable("This participant is just leaving; its place changes hands.")
+        if not found.can_publish_data:
+            raise NotPermitted(NOT_PERMITTED)
 
     async def live(self, started: Callable[[], None]) -> None:
         backoff = Backoff()
 
         def on_start() -> None:
             self._begun = True
-            self._settled.set()
             started()
             backoff.reset()
 
         while not self.ended:
             try:
-                if await self._is_elsewhere():
+                caller = self._caller
+                link = Link(self.log.append, self._broken, self._whole)
+                room = await self._join(caller, link)
+                if room is None:
                     await self._be_observed(on_start)
                 else:
-                    await self._participate(on_start)
+                    await self._participate(room, link, caller, on_start)
             except Unavailable as error:
                 if not self._begun:
                     raise
@@ -145,26 +190,44 @@ class ParticipantSession(Connection):
                 self._broken()
                 await asyncio.sleep(backoff.next())
 
-    async def _participate(self, started: Callable[[], None]) -> None:
-        """As ourselves, until that ends."""
-        caller = self._caller
-        link = Link(self.log.append, self._broken, self._whole)
+    async def _join(self, caller: Caller, link: Link) -> Room | None:
+        """None where our identity is there by other means: looked for when it is our turn, not before."""
         async with self._gate.turn():
-            room = await self._rooms.join(
+            if await self._is_elsewhere():
+                return None
+            return await self._rooms.join(
                 caller.room, caller.identity, caller.token, self.log.topics, link.listener
             )
+
+    async def _participate(
+        self, room: Room, link: Link, caller: Caller, started: Callable[[], None]
+    ) -> None:
+        """As ourselves, until that ends."""
         self._sid = room.local.sid
-        self._carried_by(room)
+        for topic in self.log.topics:
+            room.register_topic(topic)  # those that came while we joined
+        self._carried_by(Carrier(room))
         link.open()
-        turn = self._next_turn()
+        cause = self._next_cause()
+        link.lost.add_done_callback(lambda _: self._wake(_Cause.LOST, cause))
         await self._wake_observer()
         if self._caller.grants != caller.grants:
-            turn.set_result(_Turn.RENEW)  # came while we joined
-        link.lost.add_done_callback(
-            lambda lost: None if lost.cancelled() else self._take_turn(lost.result(), turn)
-        )
+            self._wake(_Cause.RENEW, cause)  # came while we joined
+        if not cause.done():
+            self._settled.set()
         started()
-        match await turn:
+        if await cause is _Cause.RENEW:
+            await self._abort_outgoing(HANDOVER)
+            if not link.lost.done():
+                # Carried until it has been left: whoever ends us meanwhile waits for that.
+                self._part(GapReason.HANDOVER)
+                await room.leave()
+                self._let_go(HANDOVER)
+                return
+        self._ended_as(link.lost.result())
+
+    def _ended_as(self, reason: LostReason) -> None:
+        match reason:
             case LostReason.ROOM_CLOSED:
                 self._finish(ClosingReason.ROOM_CLOSED)
             case LostReason.REMOVED:
@@ -175,11 +238,6 @@ class ParticipantSession(Connection):
             case LostReason.DISCONNECTED:
                 self._broken()
                 self._let_go(LostReason.DISCONNECTED)
-            case _:
-                self._part(GapReason.HANDOVER)
-                await self._abort_outgoing(HANDOVER)
-                self._let_go(HANDOVER)
-                await room.leave()
 
     async def _wake_observer(self) -> None:
         """The room exists, for we are in it: who waits for it unseen is to miss nothing that we send."""
@@ -196,61 +254,80 @@ class ParticipantSession(Connection):
             room = observer.room
             if room is None:
                 raise LiveKitUnavailable("The room cannot be observed now.")
-            tap = Tap(
+            self._tap = tap = Tap(
                 self.identity, self._on_tapped, self._broken, self._whole, self._on_observer_lost
             )
-            with observer.tapped(tap):
-                self._observer = observer
+            with observer.tapped(tap), ExitStack() as self._carried_topics:
+                self._lost = None
                 self._removed = False
-                self._carried_by(room)
+                for topic in self.log.topics:
+                    self._carried_topics.enter_context(observer.carrying(topic))
+                self._carried_by(Carrier(room, observer))
+                self._settled.set()
                 started()
                 try:
                     await self._until_free(room)
                 finally:
+                    if self._lost is None:
+                        # The observer goes on: receivers are to see the end of what we sent over it.
+                        await self._abort_outgoing(HANDOVER)
                     self._let_go(HANDOVER)
                     self._end_tapped()
-                    self._observer = None
-
-    async def _until_free(self, room: Room) -> None:
-        elsewhere = True
-        turn = self._next_turn()
-        while elsewhere:
-            seen = self.identity in room.identities
-            await asyncio.wait({turn}, timeout=RECHECK_SEEN if seen else RECHECK_UNSEEN)
-            if turn.done() and isinstance(turn.result(), LostReason):
-                self._let_go(LostReason.DISCONNECTED)
-                if turn.result() is LostReason.ROOM_CLOSED:
-                    self._finish(ClosingReason.ROOM_CLOSED)
-                else:
-                    self._broken()
-                return
-            # Before the look, so that what happens during it is not missed.
-            turn = self._next_turn()
-            elsewhere = await self._is_elsewhere()
-        await self._abort_outgoing(HANDOVER)
-        if self._removed:
+        if self._lost is LostReason.ROOM_CLOSED:
+            self._finish(ClosingReason.ROOM_CLOSED)
+        elif self._lost is not None:
+            self._broken()
+        elif self._removed:
             self._finish(ClosingReason.REMOVED)
         else:
             self._part(GapReason.HANDOVER)
 
-    def _next_turn(self) -> "asyncio.Future[_Turn | LostReason]":
-        self._turn = asyncio.get_running_loop().create_future()
-        return self._turn
+    async def _until_free(self, room: Room) -> None:
+        """Until the observer is lost, or the other presence is gone for good."""
+        elsewhere = True
+        while elsewhere and not self._is_lost():
+            seen = self.identity in room.identities
+            cause = self._next_cause()
+            await asyncio.wait({cause}, timeout=RECHECK_SEEN if seen else RECHECK_UNSEEN)
+            if not self._is_lost() and not await self._may_be_elsewhere():
+                # A room that ends sends its people away one by one, and a page that is loaded anew is
+                # gone for a moment: the place is taken back when it stays free.
+                await asyncio.sleep(SETTLING)
+                elsewhere = await self._may_be_elsewhere()
+        if not self._is_lost() and not await self._rooms.room_exists(self._caller.room):
+            self._lost = LostReason.ROOM_CLOSED
+
+    def _is_lost(self) -> bool:
+        """Whether LiveKit has ended the observer's connection, at any time since it carries us."""
+        return self._lost is not None
+
+    async def _may_be_elsewhere(self) -> bool:
+        try:
+            return await self._is_elsewhere()
+        except LiveKitUnavailable:
+            return True  # not known; the next look tells
+
+    def _next_cause(self) -> "asyncio.Future[_Cause]":
+        self._cause = asyncio.get_running_loop().create_future()
+        return self._cause
 
     async def _is_elsewhere(self) -> bool:
         """Whether our identity is in the room by other means than our own last connection."""
         found = await self._rooms.find_participant(self._caller.room, self.identity)
         return found is not None and found.state != "disconnected" and found.sid != self._sid
 
-    def _take_turn(
-        self, turn: _Turn | LostReason, of: "asyncio.Future[_Turn | LostReason] | None" = None
-    ) -> None:
-        waiting = of or self._turn
+    def _wake(self, cause: _Cause, of: "asyncio.Future[_Cause] | None" = None) -> None:
+        waiting = of or self._cause
         if waiting is not None and not waiting.done():
-            waiting.set_result(turn)
+            waiting.set_result(cause)
 
     def _on_observer_lost(self, reason: LostReason) -> None:
-        self._take_turn(reason)
+        self._lost = reason
+        self._wake(_Cause.LOST)
+
+    def _end(self, reason: ClosingReason) -> None:
+        super()._end(reason)
+        self._settled.set()
 
     def _on_tapped(self, event: StreamEvent | ParticipantEvent) -> None:
         """An event of the observer's, unless it is of a stream whose beginning we did not see."""
@@ -276,7 +353,7 @@ class ParticipantSession(Connection):
             and event.participant_identity == self.identity
         ):
             self._removed = event.reason == "participant_removed"
-            self._take_turn(_Turn.LOOK)
+            self._wake(_Cause.LOOK)
 
     def _end_tapped(self) -> None:
         """Streams that the observer goes on receiving are cut off for us."""
@@ -300,7 +377,7 @@ class ParticipantSession(Connection):
         if self._observer is None:
             super()._receive(topic)
         else:
-            self._observer.register_topic(topic)
+            self._carried_topics.enter_context(self._observer.carrying(topic))
 
     def _ignore(self, topic: str) -> None:
         # What the observer receives is not ours to end.
@@ -321,11 +398,18 @@ class ParticipantSession(Connection):
         return None if self._observer is None else sender
 
     def _append_for(self, room: Room, options: TextOptions) -> Append:
-        if self._observer is None or options.destination_identities:
+        observer, tap = self._observer, self._tap
+        if observer is None or options.destination_identities:
             return self.log.append
-        return self._observer.publish
+
+        def append(event: StreamEvent) -> None:
+            # Our own log in any case, also where another carries us by now.
+            self.log.append(event)
+            observer.publish(event, but=tap)
+
+        return append
 
     async def _leave_room(self, *, for_good: bool) -> None:
         # The observer is not ours to leave.
-        if self._room is not None and self._observer is None:
-            await self._room.leave(for_good=for_good)
+        if self._carrier is not None and self._observer is None:
+            await self._carrier.room.leave(for_good=for_good)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway.events import (
+    ParticipantDisconnected,
     ParticipantEvent,
     StreamChunk,
     StreamClosed,
@@ -51,6 +52,17 @@ class Guest:
         async with asyncio.timeout(DEADLINE):
             while (identity in self.room.identities) is gone:
                 await asyncio.sleep(0.01)
+
+    async def reason_of_leaving(self, identity: str) -> str | None:
+        """Why that participant left, once it has."""
+        async with asyncio.timeout(DEADLINE):
+            while True:
+                event = await self.heard.get()
+                if (
+                    isinstance(event, ParticipantDisconnected)
+                    and event.participant_identity == identity
+                ):
+                    return event.reason
 
     async def is_muted(self) -> None:
         """LiveKit has told that we may not send any more."""

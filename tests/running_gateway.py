@@ -226,12 +226,13 @@ class RunningGateway:
         *,
         content_type: str = "text/plain",
         token: str | None = None,
+        query: str = "",
     ) -> AsyncIterator["ChunkedUpload"]:
         """A POST with a chunked body on a bare socket: httpx reads no answer before the body's end."""
         host, port = self.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         lines = [
-            f"POST /rooms/{room}/text HTTP/1.1",
+            f"POST /rooms/{room}/text{query} HTTP/1.1",
             f"Host: {host}:{port}",
             f"Content-Type: {content_type}",
             "Transfer-Encoding: chunked",
@@ -274,6 +275,8 @@ class ChunkedUpload:
     writer: asyncio.StreamWriter
 
     def send(self, piece: bytes) -> None:
+        if not piece:
+            return  # an empty chunk is the end of a body
         self.writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
 
     def finish(self) -> None:

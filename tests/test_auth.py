@@ -234,3 +234,16 @@ async def test_a_token_for_another_room_is_a_403(serve_memory: Serve, room: str)
         )
 
     assert (answer.status_code, answer.json()["code"]) == (403, "room_mismatch")
+
+
+def test_grants_that_say_the_same_are_equal(verifier: TokenVerifier) -> None:
+    plain, full, other = (
+        verifier.verify(_sign(_claims(video=more))).grants
+        for more in (
+            {},
+            {"canPublish": True, "canSubscribe": True, "hidden": False, "canPublishData": None},
+            {"canPublish": False},
+        )
+    )
+
+    assert plain == full != other

@@ -2,18 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from dataclasses import replace
 
 import pytest
 
+from gateway import joins
 from gateway.auth import Caller
 from gateway.connection import Connection
-from gateway.errors import Draining, JoinFailed, TooManyConnections, TooManyRooms, TooManyTopics
+from gateway.errors import (
+    Draining,
+    JoinFailed,
+    LiveKitUnavailable,
+    TooManyConnections,
+    TooManyRooms,
+    TooManyTopics,
+)
 from gateway.event_log import EventLog, LogBounds
 from gateway.events import ClosingReason, LogEvent, StreamChunk, closing
 from gateway.hub import Hub
 from gateway.rooms.base import (
     Listener,
+    Participant,
     StreamHeader,
     TextOptions,
     TextStreamWriter,
@@ -290,7 +300,8 @@ async def test_an_abort_waits_for_the_piece_that_is_being_taken() -> None:
         await asyncio.sleep(0)
         rooms.gate.set()
         async with asyncio.timeout(DEADLINE):
-            await writing
+            with pytest.raises(LiveKitUnavailable):
+                await writing
             await aborting
         frames = connection.log.read(0, ["t"]).frames
 
@@ -375,3 +386,160 @@ async def test_own_pieces_are_logged_in_the_order_in_which_they_were_taken() -> 
         b"stream.closed",
     ]
     await hub.drain()
+
+
+class Visitor:
+    """Somebody in the room by other means, who hears nothing."""
+
+    def __init__(self, rooms: MemoryRooms) -> None:
+        self._rooms = rooms
+
+    async def join(self, identity: str, room: str = "r") -> MemoryRoom:
+        deaf = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
+        return await self._rooms.join(room, identity, "", ("t",), deaf)
+
+
+class AskedRooms(MemoryRooms):
+    """The twin; who is asked for is told of before the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.on_asked: Callable[[str], None] = lambda identity: None
+
+    async def find_participant(self, room: str, identity: str) -> Participant | None:
+        found = await super().find_participant(room, identity)
+        self.on_asked(identity)
+        return found
+
+
+async def test_a_room_deleted_while_the_observer_carries_is_not_created_anew() -> None:
+    """Also where the look for the other presence comes between the end of the room and its news."""
+    rooms = AskedRooms()
+    hub = _hub(rooms)
+    await Visitor(rooms).join("bob")
+    bob = await _held(hub, _caller())
+    rooms.on_asked = lambda identity: rooms.delete_room("r")
+    hub.nudge("r", "bob")
+    async with asyncio.timeout(DEADLINE):
+        while bob.log.ended is None:
+            await asyncio.sleep(0.01)
+
+    assert bob.log.ended == closing(ClosingReason.ROOM_CLOSED)
+    assert not await rooms.room_exists("r")
+    await hub.drain()
+
+
+async def test_a_look_that_fails_changes_nothing() -> None:
+    rooms = AskedRooms()
+    hub = _hub(rooms)
+    await Visitor(rooms).join("bob")
+    async with hub.session(_caller()) as bob:
+        stream = await bob.open_stream("bob", TextOptions("t"))
+        asked = asyncio.Event()
+
+        def fail(identity: str) -> None:
+            asked.set()
+            raise LiveKitUnavailable("not now")
+
+        rooms.on_asked = fail
+        hub.nudge("r", "bob")
+        async with asyncio.timeout(DEADLINE):
+            await asked.wait()
+        await stream.write("on")
+        rooms.on_asked = lambda identity: None
+        await stream.close()
+    frames = bob.log.read(0, ["t"]).frames
+
+    assert frames == [b"stream.opened", b"stream.chunk on", b"stream.closed"]
+    await hub.drain()
+
+
+async def test_leaving_during_a_renewal_leaves_nobody_behind() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    await Visitor(rooms).join("carol")
+    await _held(hub, _caller())
+    newer = replace(_caller(), token="newer", grants="others", issued_at=1.0)
+    renewing = asyncio.create_task(_held(hub, newer))
+    await asyncio.sleep(0)
+    await hub.leave(newer)
+    with pytest.raises(LiveKitUnavailable):
+        await renewing
+
+    assert rooms.identities("r") == {"carol"}
+    await hub.drain()
+
+
+async def test_tokens_of_one_second_do_not_take_turns() -> None:
+    rooms = SlowRooms()
+    rooms.open.set()
+    hub = _hub(rooms)
+    for _ in range(5):
+        for grants in ("one", "other"):
+            await _held(hub, replace(_caller(), token=grants, grants=grants, issued_at=1.0))
+
+    assert rooms.joins == 2
+    await hub.drain()
+
+
+async def test_an_older_token_changes_nothing() -> None:
+    rooms = SlowRooms()
+    rooms.open.set()
+    hub = _hub(rooms)
+    await _held(hub, replace(_caller(), token="new", grants="new", issued_at=2.0))
+    await _held(hub, replace(_caller(), token="old", grants="old", issued_at=1.0))
+
+    assert rooms.joins == 1
+    await hub.drain()
+
+
+async def test_what_was_received_for_a_carried_session_is_let_go_with_it() -> None:
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    visitor = await Visitor(rooms).join("bob")
+    async with hub.observer("r") as observer:
+        async with hub.session(_caller()) as bob:
+            bob.register_topic("own")
+            assert observer.log.is_registered("own")
+            await visitor.leave()
+            async with asyncio.timeout(DEADLINE):
+                while bob.presence == "observer":
+                    await asyncio.sleep(0.01)
+        assert not observer.log.is_registered("own")
+    await hub.drain()
+
+
+async def test_an_error_that_nobody_expected_ends_the_event_streams() -> None:
+    class Broken(MemoryRooms):
+        async def find_participant(self, room: str, identity: str) -> Participant | None:
+            if room in self._rooms:
+                raise ZeroDivisionError
+            return None
+
+    rooms = Broken()
+    hub = _hub(rooms)
+    bob = await _held(hub, _caller())
+    await Visitor(rooms).join("bob")
+    async with asyncio.timeout(DEADLINE):
+        while bob.log.ended is None:
+            await asyncio.sleep(0.01)
+
+    assert bob.log.ended == closing(ClosingReason.DISCONNECTED)
+    assert hub.connections == 0
+
+
+async def test_draining_begins_no_joins() -> None:
+    rooms = SlowRooms()
+    hub = _hub(rooms, max_connections=50, max_rooms_of_identity=50)
+    joining = [asyncio.create_task(_held(hub, _caller(room=f"r{n}"))) for n in range(30)]
+    async with asyncio.timeout(DEADLINE):
+        while rooms.joins < joins.IN_FLIGHT:
+            await asyncio.sleep(0.01)
+        draining = asyncio.create_task(hub.drain())
+        await asyncio.sleep(0)
+        rooms.open.set()
+        await draining
+        ended = await asyncio.gather(*joining, return_exceptions=True)
+
+    assert rooms.joins == joins.IN_FLIGHT
+    assert sum(isinstance(each, Draining) for each in ended) == 30 - joins.IN_FLIGHT

@@ -16,6 +16,7 @@ import aiohttp
 from google.protobuf.message import DecodeError
 from livekit import api, rtc
 
+from gateway.auth import RESERVED_IDENTITY
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
 from gateway.events import (
     ParticipantAttributesChanged,
@@ -77,6 +78,10 @@ SWEEP = 5.0
 """Seconds between looks at the streams that are open to us, and after which a quiet one is looked at:
 longer than LiveKit takes to tell of who has come."""
 
+GONE_QUIET = 30.0
+"""Seconds that nothing comes on the stream of somebody who is not in the room until it counts as
+forgotten: who is sent for by an administrator need not be there."""
+
 ANNOUNCE_TIMEOUT = 4.0
 """Seconds for our announcement to come back. The server announces by itself after 3."""
 
@@ -107,9 +112,6 @@ SENDER_DISCONNECTED = "sender_disconnected"
 IDLE = "idle"
 """The reason of a stream that nothing came on for too long."""
 
-OBSERVER = "gateway-observer-"
-"""How the identities begin under which we observe; hidden, so that only operators ever see one."""
-
 
 class LiveKitRooms(Rooms):
     def __init__(
@@ -134,8 +136,9 @@ class LiveKitRooms(Rooms):
             data_stream=rtc.DataStreamOptions(max_payload_byte_length=max_stream_bytes),
         )
         self._credentials = (api_key, api_secret)
-        self._observer = OBSERVER + secrets.token_hex(8)
+        self._observer = RESERVED_IDENTITY + secrets.token_hex(8)
         self._room_class = native.cured_room(log=log)
+        self._work: set[asyncio.Task[None]] = set()
         self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def check(self) -> None:
@@ -204,7 +207,16 @@ class LiveKitRooms(Rooms):
         await self._connect(joined, token)
         return joined
 
+    def see_through(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Does it beside whoever asked for it."""
+        task = asyncio.create_task(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return task
+
     async def aclose(self) -> None:
+        if self._work:
+            await asyncio.wait(self._work, timeout=LEAVE_TIMEOUT)
         abandoned = tuple(self._abandoned.values())
         for task in abandoned:
             task.cancel()
@@ -215,10 +227,11 @@ class LiveKitRooms(Rooms):
         connecting = asyncio.create_task(joined.sdk_room.connect(self._url, token, self._options))
         try:
             await asyncio.wait({connecting}, timeout=JOIN_TIMEOUT)
-        finally:
-            if not connecting.done():
-                self._abandon(connecting, joined)
+        except asyncio.CancelledError:
+            self._abandon(connecting, joined)
+            raise
         if not connecting.done():
+            self._abandon(connecting, joined)
             raise LiveKitUnavailable(f"LiveKit did not answer the join within {JOIN_TIMEOUT:g} s.")
         try:
             connecting.result()
@@ -296,11 +309,11 @@ class _LiveKitRoom(Room):
         self._topics: set[str] = set()
         self._readers: dict[asyncio.Future[None], _Incoming] = {}
         self._sweeping: asyncio.Task[None] | None = None
-        self._work: set[asyncio.Task[None]] = set()
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
         self._left = False
+        self._leaving: asyncio.Task[None] | None = None
         self._sent_at = -math.inf
         self._open_of: Counter[str] = Counter()
         self._resume_deadline: asyncio.TimerHandle | None = None
@@ -370,16 +383,19 @@ class _LiveKitRoom(Room):
 
     def see_through(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Does it beside whoever asked for it."""
-        task = asyncio.create_task(work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return task
+        return self._rooms.see_through(work)
 
     def silence(self) -> None:
         """Nothing more comes to the listener."""
         self._left = True
 
     async def leave(self, *, for_good: bool = False) -> None:
+        # Once, and to its end, whoever asks for it how often and gives up waiting.
+        if self._leaving is None:
+            self._leaving = self._rooms.see_through(self._leave(for_good))
+        await asyncio.shield(self._leaving)
+
+    async def _leave(self, for_good: bool) -> None:
         self._end()
         await self._flush()
         await self._disconnect(
@@ -441,10 +457,13 @@ class _LiveKitRoom(Room):
         echoed = asyncio.Event()
         room = self.sdk_room
         begun = time.monotonic()
+
+        def on_updated(identities: list[str]) -> None:
+            if self.identity in identities:
+                echoed.set()
+
         if isinstance(room, NativeRoom):
-            room.on_participants_updated = lambda identities: (
-                echoed.set() if self.identity in identities else None
-            )
+            room.on_participants_updated = on_updated
         else:
             echoed.set()
         try:
@@ -459,16 +478,17 @@ class _LiveKitRoom(Room):
             # Texts still go out; an agent may ignore those of the next 3 seconds.
             logger.warning("Joining was not announced at once (%s).", type(error).__name__)
         finally:
-            if isinstance(room, NativeRoom):
+            if isinstance(room, NativeRoom) and room.on_participants_updated is on_updated:
                 room.on_participants_updated = None
         if any(_kind(other) == AGENT for other in room.remote_participants.values()):
             # A machine that is slow to echo is slow to tell the agent, too.
             await asyncio.sleep(max(AGENT_SETTLING, 2 * (time.monotonic() - begun)))
 
     async def _ready_to_send(self, sender: str | None) -> None:
-        if self._announced is not None:
-            await asyncio.wait({self._announced})
-            self._announced = None
+        if (announced := self._announced) is not None:
+            await asyncio.wait({announced})
+            if self._announced is announced:
+                self._announced = None
         self.require_sending(sender)
 
     def require_sending(self, sender: str | None) -> None:
@@ -534,8 +554,10 @@ class _LiveKitRoom(Room):
         self._losing = asyncio.create_task(self._given_up())
 
     async def _given_up(self) -> None:
-        await self._disconnect(rtc.DisconnectReason.USER_UNAVAILABLE)
-        await self._lost(LostReason.DISCONNECTED)
+        try:
+            await self._disconnect(rtc.DisconnectReason.USER_UNAVAILABLE)
+        finally:
+            await self._lost(LostReason.DISCONNECTED)
 
     def _on_disconnected(self, reason: rtc.DisconnectReason.ValueType) -> None:
         if self._left:
@@ -546,7 +568,8 @@ class _LiveKitRoom(Room):
     async def _lost(self, reason: LostReason) -> None:
         """Tells of the loss once the readers have told of the streams that it broke."""
         await self._end_readers()
-        self._listener.lost(reason)
+        if self._leaving is None:
+            self._listener.lost(reason)
 
     async def _end_readers(self) -> None:
         if not self._readers:
@@ -590,10 +613,11 @@ class _LiveKitRoom(Room):
             ]
             senders = {self._readers[reading].sender for reading in quiet}
             gone = {sender for sender in senders if await self._is_gone(sender)}
+            now = time.monotonic()
             for reading in quiet:
                 if (stream := self._readers.get(reading)) is None:
                     continue
-                if stream.sender in gone:
+                if stream.sender in gone and now - stream.heard_at >= GONE_QUIET:
                     stream.give_up(SENDER_DISCONNECTED)
                 elif now - stream.heard_at >= self._rooms.stream_idle_timeout:
                     stream.give_up(IDLE)
@@ -740,15 +764,24 @@ class _LiveKitWriter(TextStreamWriter):
         self._room = room
         self._writer = writer
         self._sender = sender
+        self._sender_seen = False
         self._ended = False
 
     async def write(self, text: str) -> None:
-        self._room.require_sending(self._sender)
+        self._require_sending()
         async with self._room.taking():
             await self._writer.write(text)
 
-    async def close(self) -> None:
+    def _require_sending(self) -> None:
         self._room.require_sending(self._sender)
+        if self._sender is not None:
+            seen = self._sender in self._room.identities
+            if self._sender_seen and not seen:
+                raise NotPermitted("The participant has left the room; its text is not complete.")
+            self._sender_seen = seen
+
+    async def close(self) -> None:
+        self._require_sending()
         self._ended = True
         async with self._room.taking():
             await self._writer.aclose()

@@ -4,6 +4,7 @@ It keeps the promises that the contract makes, not LiveKit's timing: who is in t
 once, and a text is at its receivers when the send returns.
 """
 
+import asyncio
 import time
 import uuid
 from collections import defaultdict
@@ -36,6 +37,11 @@ from gateway.rooms.base import (
 OBSERVER = "gateway-observer"
 
 
+async def _turn() -> None:
+    """Lets others go first, as whoever asks a server does: what may come in between comes."""
+    await asyncio.sleep(0)
+
+
 class MemoryRooms(Rooms):
     def __init__(self) -> None:
         self._rooms: dict[str, dict[str, MemoryRoom]] = defaultdict(dict)
@@ -43,16 +49,20 @@ class MemoryRooms(Rooms):
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> "MemoryRoom":
+        await _turn()
         return self._join(room, MemoryRoom(identity, listener, self._rooms[room]), topics)
 
     async def observe(self, room: str, topics: Collection[str], listener: Listener) -> "MemoryRoom":
+        await _turn()
         joined = MemoryRoom(OBSERVER, listener, self._rooms[room], kind="agent", unseen=True)
         return self._join(room, joined, topics)
 
     async def room_exists(self, room: str) -> bool:
+        await _turn()
         return bool(self._rooms.get(room))
 
     async def find_participant(self, room: str, identity: str) -> Participant | None:
+        await _turn()
         found = self._rooms.get(room, {}).get(identity)
         return None if found is None else found.local
 
@@ -154,6 +164,7 @@ class MemoryRoom(Room):
         return self._open(options, None, sender)
 
     async def leave(self, *, for_good: bool = False) -> None:
+        await _turn()
         self._go("client_initiated" if for_good else "user_unavailable")
         self._end_incoming()
 
@@ -233,6 +244,8 @@ class MemoryRoom(Room):
             self.close(sender, stream_id, "disconnected")
 
     def _go(self, reason: str | None) -> None:
+        if not self.connected:
+            return
         self.connected = False
         if self.present.get(self.identity) is self:
             del self.present[self.identity]

@@ -10,7 +10,6 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from contextlib import AsyncExitStack, aclosing
 from enum import StrEnum
-from functools import partial
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -33,7 +32,6 @@ from gateway.errors import (
 from gateway.event_log import READ_BYTES, EventLog, Evicted, Position, Start, parse_position
 from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
 from gateway.hub import Hub
-from gateway.observer import Observer
 from gateway.settings import Settings
 from gateway.web import sse
 from gateway.web.parameters import Presence, Query, authenticate, presence_of, reading_topic
@@ -84,7 +82,7 @@ class EventStreamEndpoint:
                 ):
                     # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
                     return Response(status_code=204, headers=HEADERS)
-                connection = await self._enter(stack, caller, presence)
+                connection, absent = await self._enter(stack, caller, presence)
                 stack.enter_context(connection.following(topic))
             except (Unavailable, PresenceRequired) as error:
                 if last is None:
@@ -93,13 +91,8 @@ class EventStreamEndpoint:
                 return _come_back_later(error)
             start = _start(connection.log, topics, replay, last)
             subscriber = Subscriber(connection, topics, caller, self._settings.heartbeat, start)
-            if isinstance(connection, Observer) and not (caller.hidden or caller.room_admin):
-                # Who may read unseen because of being there may not once that is over.
-                stack.enter_context(
-                    connection.watching_absence(
-                        caller.identity, partial(subscriber.leave, ClosingReason.ABSENT)
-                    )
-                )
+            if absent is not None:
+                absent.add_done_callback(lambda _: subscriber.leave(ClosingReason.ABSENT))
             return EventStreamResponse(
                 subscriber,
                 stack.pop_all(),
@@ -107,17 +100,17 @@ class EventStreamEndpoint:
                 abort=request.state.abort,
             )
 
-    async def _enter(self, stack: AsyncExitStack, caller: Caller, presence: Presence) -> Connection:
+    async def _enter(
+        self, stack: AsyncExitStack, caller: Caller, presence: Presence
+    ) -> "tuple[Connection, asyncio.Future[None] | None]":
+        """What is read, and what is done when this caller may not read there any more."""
         if self._open >= self._settings.max_event_streams:
             raise TooManyEventStreams("The gateway has as many event streams as it takes.")
         self._open += 1
         stack.callback(self._leave)
         if presence is Presence.JOIN:
-            return await stack.enter_async_context(self._hub.session(caller))
-        await self._hub.require_may_read_unseen(caller)
-        observer = await stack.enter_async_context(self._hub.observer(caller.room))
-        await observer.look()
-        return observer
+            return await stack.enter_async_context(self._hub.session(caller)), None
+        return await stack.enter_async_context(self._hub.reading_unseen(caller))
 
     def _leave(self) -> None:
         self._open -= 1
@@ -148,8 +141,8 @@ class Subscriber:
 
     def leave(self, closing: ClosingReason | None = None) -> None:
         """The blocks end: the client is gone, or is told why."""
-        self._gone = closing is None
-        self._closing = closing
+        self._gone = self._gone or closing is None
+        self._closing = self._closing or closing
         self._woken.set()
 
     async def blocks(self) -> AsyncGenerator[bytes]:

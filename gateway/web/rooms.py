@@ -65,9 +65,7 @@ class ParticipantsEndpoint:
         if presence is Presence.JOIN:
             async with self._hub.session(caller) as session:
                 return _listed(session)
-        await self._hub.require_may_read_unseen(caller)
-        async with self._hub.observer(caller.room) as observer:
-            await observer.look()
+        async with self._hub.reading_unseen(caller) as (observer, _):
             return _listed(observer)
 
     async def delete(self, request: Request) -> Response:

@@ -5,7 +5,7 @@ import codecs
 import json
 import math
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, fields
 from functools import partial
@@ -57,6 +57,8 @@ EXPIRED = "The token has expired; the stream was closed."
 
 INTERRUPTED = "interrupted"
 """Reason of a stream that the gateway gave up, stopped hard or by a defect of its own."""
+
+Work = Callable[[], Coroutine[None, None, None]]
 
 SENT_MEMBERS = tuple(field.name for field in fields(Sent))
 
@@ -111,12 +113,18 @@ class TextEndpoint:
         else:
             text = _decoded(body)
         sending = _sending(options, caller)
-        async with self._connection(sending, caller) as connection:
+        async with self._connection(sending, caller, partial(_disconnected, request)) as connection:
+            _require_valid(caller)
             return await connection.send_text(caller.identity, text, sending.options)
 
     @asynccontextmanager
-    async def _connection(self, sending: _Sending, caller: Caller) -> AsyncIterator[Connection]:
-        """What the text goes over, once an agent listens there if that is asked for."""
+    async def _connection(
+        self, sending: _Sending, caller: Caller, gone: Work | None = None
+    ) -> AsyncIterator[Connection]:
+        """What the text goes over, once an agent listens there if that is asked for.
+
+        Raises ClientDisconnect where `gone` ends before that: who is not there any more tries again.
+        """
         connection: Connection
         async with AsyncExitStack() as holding:
             if sending.presence is Presence.JOIN:
@@ -127,8 +135,16 @@ class TextEndpoint:
                 await observer.look()
                 connection = observer
             if sending.agent_timeout:
-                await connection.until_agent_listens(sending.agent_timeout)
+                seconds = min(sending.agent_timeout, caller.expires_at - time.time())
+                await _unless_gone(partial(connection.until_agent_listens, seconds), gone)
+                # What was so before the wait may not be any more.
+                await self._require_may_send(sending, caller)
             yield connection
+
+    async def _require_may_send(self, sending: _Sending, caller: Caller) -> None:
+        _require_valid(caller)
+        if sending.presence is Presence.NONE:
+            await self._hub.require_may_send_unseen(caller)
 
     async def _stream(self, request: Request, sending: _Sending, caller: Caller) -> Sent:
         """Writes the body while it arrives.
@@ -143,9 +159,11 @@ class TextEndpoint:
                 async with aclosing(self._pieces(request, connection, caller)) as pieces:
                     async for text in pieces:
                         if stream is None:
+                            await self._require_may_send(sending, caller)
                             stream = await connection.open_stream(sender, options)
                         await stream.write(text)
                 if stream is None:
+                    await self._require_may_send(sending, caller)
                     stream = await connection.open_stream(sender, options)
                 return await stream.close()
             except GatewayError as error:
@@ -227,6 +245,31 @@ class TextEndpoint:
                 raise Draining("The gateway is going away; nothing was sent.") from None
             raise BodyIdle(f"The rest of the body did not come within {idle:g} s.") from None
         return b"".join(parts)
+
+
+async def _disconnected(request: Request) -> None:
+    """Returns when the client has gone; for after its body."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless_gone(work: Work, gone: Work | None) -> None:
+    """Raises ClientDisconnect where `gone` ends first; what is left of either is given up."""
+    tasks = [asyncio.create_task(each()) for each in (work, gone) if each is not None]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+
+def _require_valid(caller: Caller) -> None:
+    if time.time() >= caller.expires_at:
+        raise TokenExpired("The token has expired; nothing was sent.")
 
 
 def _too_large(limit: int) -> BodyTooLarge:

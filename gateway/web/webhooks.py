@@ -60,8 +60,8 @@ async def _body(request: Request) -> bytes:
 def _event(body: bytes) -> dict[str, Any]:
     try:
         event = json.loads(body)
-    except ValueError:
-        raise InvalidParameter("The webhook is not JSON.") from None
+    except (ValueError, RecursionError):
+        raise InvalidParameter("The webhook is not JSON, or nested too deeply.") from None
     if not isinstance(event, dict):
         raise InvalidParameter("The webhook is not a JSON object.")
     return event

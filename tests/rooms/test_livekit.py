@@ -233,7 +233,7 @@ async def test_a_connection_that_was_broken_for_a_while_is_told_as_a_gap(
 
 def _sdk_room(gateway: RunningGateway) -> rtc.Room:
     (slot,) = gateway.hub._slots.values()
-    room = slot.connection._room
+    room = slot.connection._carrier.room
     assert isinstance(room, livekit_rooms._LiveKitRoom)
     return room.sdk_room
 
@@ -242,7 +242,8 @@ async def test_a_stream_whose_sender_was_never_announced_ends(
     serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who joins, opens a stream and leaves within a second is never told to have gone."""
-    monkeypatch.setattr(livekit_rooms, "SWEEP", 0.5)
+    monkeypatch.setattr(livekit_rooms, "SWEEP", 0.2)
+    monkeypatch.setattr(livekit_rooms, "GONE_QUIET", 0.5)
     async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
         sdk = rtc.Room()
@@ -289,7 +290,7 @@ async def test_streams_that_nobody_asked_for_leave_nothing_behind(
         sdk = rtc.Room()
         await sdk.connect(gateway.settings.livekit_url, gateway.token("sdk", room))
         (slot,) = gateway.hub._slots.values()
-        inside = slot.connection._room.sdk_room
+        inside = slot.connection._carrier.room.sdk_room
         await sdk.local_participant.send_text("first", topic="lk.chat")
         await bob.text()
         before = _held(inside)

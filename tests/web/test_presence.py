@@ -1,12 +1,15 @@
 """Who is in the room, as whom: sessions, observers, and identities that are there by other means."""
 
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
+from gateway.events import StreamOpened
 from gateway.rooms.base import TextOptions
 from tests.conftest import InBrowser, Serve
-from tests.guests import guest, join
+from tests.guests import Guest, guest, join
 from tests.running_gateway import RunningGateway
 
 CHAT = TextOptions("lk.chat")
@@ -398,3 +401,99 @@ async def test_no_agent_in_time_is_told_and_nothing_is_sent(serve: Serve, room: 
     assert (begun.status_code, begun.json()["code"]) == (504, "agent_unavailable")
     assert int(begun.headers["retry-after"]) > 0
     assert text == ("bob", "not lost")
+
+
+async def test_who_came_and_went_unannounced_does_not_read_on(
+    serve_livekit: Serve, room: str
+) -> None:
+    """LiveKit tells an observer that is there already neither of the coming nor of the leaving."""
+    async with serve_livekit() as gateway, guest(gateway, room, "carol"):
+        admin = gateway.token("admin", room, room_admin=True)
+        async with gateway.events(room, "admin", token=admin, presence="none") as operator:
+            await operator.until("gateway.opened")
+            bob = await join(gateway, room, "bob")
+            async with gateway.events(room, "bob", presence="none") as reading:
+                await reading.until("gateway.opened")
+                await bob.room.leave()
+                closing = await reading.until("gateway.closing")
+
+    assert closing.data["reason"] == "absent"
+
+
+async def test_an_upload_on_behalf_of_who_was_removed_is_refused(serve: Serve, room: str) -> None:
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "carol") as carol,
+        guest(gateway, room, "bob") as bob,
+        gateway.upload(room, "bob", query="?presence=none") as upload,
+    ):
+        await carol.sees("bob")
+        upload.send(b"")  # the head is out; the body waits
+        await gateway.remove(room, "bob")
+        assert (await bob.lost.get()).value == "removed"
+        upload.send(b"from nobody")
+        upload.finish()
+        status, answer = await upload.answer()
+        await carol.room.send_text("nothing came before", CHAT)
+        heard = carol.heard.empty() or not any(
+            isinstance(event, StreamOpened) for event in _all(carol)
+        )
+
+    assert (status, answer["code"]) == (403, "presence_required")
+    assert heard
+
+
+async def test_who_is_removed_while_the_observer_carries_is_removed(
+    serve: Serve, room: str
+) -> None:
+    async with serve() as gateway, guest(gateway, room, "carol") as carol:
+        bob = await join(gateway, room, "bob")
+        await carol.sees("bob")
+        async with gateway.events(room, "bob") as events:
+            assert (await events.next()).data["presence"] == "observer"
+            await gateway.remove(room, "bob")
+            closing = await events.until("gateway.closing")
+        assert (await bob.lost.get()).value == "removed"
+
+    assert closing.data == {"type": "gateway.closing", "reason": "removed", "reconnect": False}
+
+
+async def test_a_token_that_expires_while_its_body_comes_sends_nothing(
+    serve_memory: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serve_memory() as gateway, guest(gateway, room, "carol") as carol:
+        token = gateway.token("bob", room)
+
+        async def slowly() -> AsyncIterator[bytes]:
+            yield b'{"text": '
+            later = time.time() + 7 * 3600
+            monkeypatch.setattr("gateway.web.text.time.time", lambda: later)
+            yield b'"late"}'
+
+        answer = await gateway.client.post(
+            f"/rooms/{room}/text",
+            content=slowly(),
+            headers={
+                "Authorization": f"Bearer {token}",
+                "Content-Type": "application/json",
+            },
+        )
+        heard = [event for event in _all(carol) if isinstance(event, StreamOpened)]
+
+    assert (answer.status_code, answer.json()["code"]) == (401, "token_expired")
+    assert heard == []
+
+
+async def test_nobody_may_be_our_observer(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        answer = await gateway.post(room, "gateway-observer-0123", "hi")
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "token_not_standard")
+
+
+def _all(guest: Guest) -> list[object]:
+    """What it has heard so far."""
+    heard: list[object] = []
+    while not guest.heard.empty():
+        heard.append(guest.heard.get_nowait())
+    return heard

@@ -97,11 +97,13 @@ async def test_leaving_is_for_good(serve: Serve, room: str) -> None:
             headers={**gateway.bearer("bob", room), "Last-Event-ID": last},
         )
         await carol.sees("bob", gone=True)
+        reason = await carol.reason_of_leaving("bob")
 
     assert (other.status_code, other.json()["code"]) == (403, "identity_mismatch")
     assert left.status_code == 204
     assert closing.data == {"type": "gateway.closing", "reason": "left", "reconnect": False}
     assert (again.status_code, again.json()["code"]) == (404, "not_in_room")
+    assert reason == "client_initiated"
     assert back.status_code == 204
 
 

@@ -29,7 +29,7 @@ def server(livekit_binary: Path, tmp_path: Path) -> Iterator[LiveKitServer]:
 
 def _signed(body: bytes, signed_with: str = "secret", **claims: Any) -> str:
     digest = base64.b64encode(hashlib.sha256(body).digest()).decode()
-    payload = {"iss": "devkey", "exp": time.time() + 60, "sha256": digest, **claims}
+    payload = {"iss": "devkey", "exp": time.time() + 3600, "sha256": digest, **claims}
     return jwt.encode(payload, signed_with, algorithm="HS256")
 
 

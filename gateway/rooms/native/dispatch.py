@@ -107,7 +107,7 @@ class Dispatch:
         try:
             event = await answer
         except asyncio.CancelledError:
-            if not answer.cancelled():
+            if answer.done() and not answer.cancelled() and answer.exception() is None:
                 _abandon(answer.result())
             raise
         finally:
