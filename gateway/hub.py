@@ -310,7 +310,7 @@ class Hub:
 
     def _known_observer(self, room: str) -> Observer | None:
         slot = self._slots.get(Key(room, None))
-        return None if slot is None else slot.connection
+        return None if slot is None or slot.leaving is not None else slot.connection
 
     def _new_observer(self, room: str) -> Observer:
         return Observer(room, self._new_log(self._room_topics(room)), self._rooms, self._gate)

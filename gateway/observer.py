@@ -14,6 +14,7 @@ from gateway.connection import Append, Carrier, Connection
 from gateway.errors import LiveKitUnavailable, RoomNotOpen, Unavailable
 from gateway.event_log import EventLog
 from gateway.events import (
+    ClosingReason,
     GapReason,
     ParticipantDisconnected,
     ParticipantEvent,
@@ -236,6 +237,10 @@ class Observer(Connection):
         self._whole()
         for tap in tuple(self._taps):
             tap.reconnected()
+
+    def _end(self, reason: ClosingReason) -> None:
+        super()._end(reason)
+        self._observing.set()  # who waits for it has nothing to wait for any more
 
     def _require_sending_room(self) -> Room:
         if isinstance(self._condition, RoomWaiting | RoomClosed):
