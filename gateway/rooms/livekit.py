@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import aiohttp
 from google.protobuf.message import DecodeError
 from livekit import api, rtc
+from livekit.rtc.room import EventTypes
 
 from gateway.auth import RESERVED_IDENTITY
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
@@ -317,12 +318,16 @@ class _LiveKitRoom(Room):
         self._sent_at = -math.inf
         self._open_of: Counter[str] = Counter()
         self._resume_deadline: asyncio.TimerHandle | None = None
-        sdk_room.on("disconnected", self._on_disconnected)
-        sdk_room.on("reconnecting", self._on_reconnecting)
-        sdk_room.on("reconnected", self._on_reconnected)
-        sdk_room.on("participant_connected", self._on_participant_connected)
-        sdk_room.on("participant_disconnected", self._on_participant_disconnected)
-        sdk_room.on("participant_attributes_changed", self._on_attributes_changed)
+        self._callbacks: dict[EventTypes, Callable[..., None]] = {
+            "disconnected": self._on_disconnected,
+            "reconnecting": self._on_reconnecting,
+            "reconnected": self._on_reconnected,
+            "participant_connected": self._on_participant_connected,
+            "participant_disconnected": self._on_participant_disconnected,
+            "participant_attributes_changed": self._on_attributes_changed,
+        }
+        for event, callback in self._callbacks.items():
+            sdk_room.on(event, callback)
 
     @property
     def is_connected(self) -> bool:
@@ -404,6 +409,15 @@ class _LiveKitRoom(Room):
             else rtc.DisconnectReason.USER_UNAVAILABLE
         )
         await self._end_readers()
+        self._part()
+
+    def _part(self) -> None:
+        """From the SDK's room, which else is held until a collection of garbage, its native memory too."""
+        for event, callback in self._callbacks.items():
+            self.sdk_room.off(event, callback)
+        self._callbacks.clear()
+        for topic in self._topics:
+            self.sdk_room.unregister_text_stream_handler(topic)
 
     async def _disconnect(self, reason: rtc.DisconnectReason.ValueType) -> None:
         try:
@@ -568,6 +582,7 @@ class _LiveKitRoom(Room):
     async def _lost(self, reason: LostReason) -> None:
         """Tells of the loss once the readers have told of the streams that it broke."""
         await self._end_readers()
+        self._part()
         if self._leaving is None:
             self._listener.lost(reason)
 
