@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gateway.errors import (
     AgentUnavailable,
@@ -30,20 +30,11 @@ from gateway.events import (
     RoomReconnected,
     RoomReconnecting,
     RoomWaiting,
-    StreamChunk,
-    StreamClosed,
-    StreamEvent,
-    StreamOpened,
     closing,
 )
-from gateway.rooms.base import (
-    AGENT_STATE,
-    Participant,
-    Room,
-    StreamHeader,
-    TextOptions,
-    TextStreamWriter,
-)
+from gateway.outgoing import Append, OutgoingStream, Sent, opened, sent
+from gateway.rooms.base import AGENT_STATE, Participant, Room, TextOptions
+from gateway.tally import StreamTally
 
 INTERRUPTION_NOTICED = 20.0
 """Seconds within which LiveKit and its SDK notice that they do not hear each other (10 seen); what was
@@ -61,119 +52,6 @@ ABORT_TIMEOUT = 2.0
 TOLD_WITHIN = 3.0
 """Seconds after which readers are told of our leaving that is not done yet: within the drain time."""
 
-Append = Callable[[StreamEvent], None]
-"""To the logs of everybody who is to see what is sent."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sent:
-    """A text that LiveKit has accepted, which is not yet one that was delivered."""
-
-    stream_id: str
-    topic: str
-    timestamp: int
-    size: int
-    attributes: dict[str, str]
-    destination_identities: list[str]
-    listeners: int
-    """How many of the destinations, or of the room if there are none, were there."""
-    position: str
-    """The log's position before it: following from here shows this text and every answer to it, which
-    is why the topic is received from then on."""
-
-
-class OutgoingStream:
-    """A text stream that a caller is writing, seen by logs as it grows. Ended once."""
-
-    def __init__(
-        self,
-        connection: "Connection",
-        sender: str,
-        writer: TextStreamWriter,
-        options: TextOptions,
-        sent: Sent,
-        append: Append,
-    ) -> None:
-        self._connection = connection
-        self._sender = sender
-        self._writer = writer
-        self._options = options
-        self._sent = sent
-        self._append = append
-        self._size = 0
-        self._chunks = 0
-        self._broken: str | None = None
-        # An abort by the connection must not come between a write and its place in the log.
-        self._lock = asyncio.Lock()
-
-    async def write(self, text: str) -> None:
-        """Hands the text on; nothing for an empty one, which LiveKit's receivers skip as well.
-
-        Raises Draining, NotPermitted or LiveKitUnavailable, also when what carried it is gone.
-        """
-        async with self._lock:
-            self._require_whole()
-            if not text:
-                return
-            await self._writer.write(text)
-            if self in self._connection.outgoing:
-                self._append(
-                    StreamChunk(
-                        self._sent.stream_id, self._options.topic, self._sender, self._chunks, text
-                    )
-                )
-                self._chunks += 1
-                self._size += len(text.encode())
-            self._require_whole()
-
-    async def close(self) -> Sent:
-        """The text is complete. Raises as `write` does."""
-        async with self._lock:
-            self._require_whole()
-            await self._writer.close()
-            self._require_whole()
-            self._finish(None)
-        return replace(self._sent, size=self._size)
-
-    async def abort(self, reason: str) -> None:
-        """Ends it as incomplete, for receivers and for the log; does nothing if it has ended already."""
-        # Before the lock: a writer that is waiting for it is not to go on.
-        self._broken = self._broken or reason
-        async with self._lock:
-            if self in self._connection.outgoing:
-                self._finish(reason)
-                await self._writer.abort(reason)
-
-    def break_off(self, reason: str) -> None:
-        """What carried it is gone: there is nobody to abort towards."""
-        self._broken = reason
-        self._finish(reason)
-
-    def _require_whole(self) -> None:
-        self._connection.require_up()
-        if isinstance(self._connection.condition, RoomReconnecting):
-            raise LiveKitUnavailable(
-                "The connection to LiveKit is broken; the text is not complete in the room."
-            )
-        if self._broken is not None:
-            raise LiveKitUnavailable(
-                f"The connection to LiveKit was lost ({self._broken});"
-                " the text is not complete in the room."
-            )
-
-    def _finish(self, reason: str | None) -> None:
-        self._connection.outgoing.discard(self)
-        self._append(
-            _closed(
-                self._sender,
-                self._sent.stream_id,
-                self._options,
-                reason,
-                self._size,
-                self._chunks,
-            )
-        )
-
 
 @dataclass(frozen=True, slots=True)
 class Carrier:
@@ -190,7 +68,9 @@ class Connection(ABC):
     def __init__(self, log: EventLog, max_topics: int | None = None) -> None:
         self.log = log
         self._max_topics = MAX_TOPICS if max_topics is None else max_topics
-        self.outgoing: set[OutgoingStream] = set()
+        self._outgoing: set[OutgoingStream] = set()
+        # Receivers, and our own log, see streams open and close in one order.
+        self._order = asyncio.Lock()
         self._carrier: Carrier | None = None
         self._condition: RoomEvent | None = None
         self._gap: tuple[GapReason, float] | None = None
@@ -234,6 +114,14 @@ class Connection(ABC):
             raise Draining("The gateway is going away; the text is not complete in the room.")
         if self._ended is not None:
             raise LiveKitUnavailable(f"The connection to LiveKit has ended ({self._ended}).")
+
+    def _require_carried(self) -> None:
+        """Raises as `require_up`, and LiveKitUnavailable while what carries us is broken."""
+        self.require_up()
+        if isinstance(self._condition, RoomReconnecting):
+            raise LiveKitUnavailable(
+                "The connection to LiveKit is broken; the text is not complete in the room."
+            )
 
     def require_received(self) -> None:
         """Raises LiveKitUnavailable while what is known of the room is not up to date."""
@@ -305,12 +193,12 @@ class Connection(ABC):
         append = self._append_for(room, options)
         with self._sending():
             header = await room.send_text(text, options, self._on_behalf_of(room, sender))
-            size = len(text.encode())
-            append(_opened(sender, header, options, size))
+            tally = StreamTally(opened(sender, header, options, len(text.encode())))
+            append(tally.opened)
             if text:
-                append(StreamChunk(header.stream_id, options.topic, sender, 0, text))
-            append(_closed(sender, header.stream_id, options, None, size, 1 if text else 0))
-        return _sent(room, sender, header, options, size, position)
+                append(tally.chunk(text))
+            append(tally.closed(None))
+        return sent(room, sender, header, options, tally.size, position)
 
     async def open_stream(self, sender: str, options: TextOptions) -> OutgoingStream:
         """Opens a stream to be written piece by piece.
@@ -321,11 +209,20 @@ class Connection(ABC):
         position = self._position_before(options.topic)
         append = self._append_for(room, options)
         with self._sending():
-            writer = await room.open_text_stream(options, self._on_behalf_of(room, sender))
-            append(_opened(sender, writer.header, options, None))
-            sent = _sent(room, sender, writer.header, options, 0, position)
-            stream = OutgoingStream(self, sender, writer, options, sent, append)
-            self.outgoing.add(stream)
+            async with self._order:
+                writer = await room.open_text_stream(options, self._on_behalf_of(room, sender))
+                tally = StreamTally(opened(sender, writer.header, options, None))
+                append(tally.opened)
+            stream = OutgoingStream(
+                writer,
+                tally,
+                sent(room, sender, writer.header, options, 0, position),
+                append,
+                self._order,
+                self._require_carried,
+                self._outgoing.discard,
+            )
+            self._outgoing.add(stream)
             if self._carrier is None or self._carrier.room is not room:
                 await stream.abort("disconnected")
         return stream
@@ -395,13 +292,13 @@ class Connection(ABC):
 
     async def _abort_outgoing(self, reason: str) -> None:
         """For receivers to see it, while what carries us is still there."""
-        if aborting := [asyncio.create_task(each.abort(reason)) for each in self.outgoing]:
+        if aborting := [asyncio.create_task(each.abort(reason)) for each in self._outgoing]:
             await asyncio.wait(aborting, timeout=ABORT_TIMEOUT)
 
     def _let_go(self, reason: str) -> None:
         """What carried us is gone: streams that were being sent over it are incomplete."""
         self._carrier = None
-        for stream in tuple(self.outgoing):
+        for stream in tuple(self._outgoing):
             stream.break_off(reason)
 
     def _part(self, reason: GapReason, noticed_within: float = 0.0) -> None:
@@ -468,58 +365,3 @@ class Connection(ABC):
         finally:
             self._in_flight.discard(done)
             done.set_result(None)
-
-
-def _sent(
-    room: Room, sender: str, header: StreamHeader, options: TextOptions, size: int, position: str
-) -> Sent:
-    present = room.identities
-    named = options.destination_identities
-    return Sent(
-        stream_id=header.stream_id,
-        topic=options.topic,
-        timestamp=header.timestamp,
-        size=size,
-        attributes=dict(options.attributes),
-        destination_identities=list(named),
-        listeners=(
-            sum(name in present for name in named) if named else len(present) - (sender in present)
-        ),
-        position=position,
-    )
-
-
-def _opened(
-    sender: str, header: StreamHeader, options: TextOptions, size: int | None
-) -> StreamOpened:
-    return StreamOpened(
-        stream_id=header.stream_id,
-        topic=options.topic,
-        participant_identity=sender,
-        timestamp=header.timestamp,
-        size=size,
-        attributes=dict(options.attributes),
-        destination_identities=options.destination_identities,
-        reply_to_stream_id=options.reply_to_stream_id,
-        local=True,
-    )
-
-
-def _closed(
-    sender: str,
-    stream_id: str,
-    options: TextOptions,
-    reason: str | None,
-    size: int,
-    chunks: int,
-) -> StreamClosed:
-    return StreamClosed(
-        stream_id=stream_id,
-        topic=options.topic,
-        participant_identity=sender,
-        complete=reason is None,
-        reason=reason,
-        attributes=dict(options.attributes),
-        size=size,
-        chunks=chunks,
-    )

@@ -6,8 +6,14 @@ GatewayError
 │   ├── InvalidText             the text is not text: broken UTF-8, a lone surrogate
 │   ├── BodyTooLarge            more text than the limit
 │   ├── HeaderTooLarge          attributes and destinations do not fit LiveKit's header packet
+│   ├── InvalidLine             a line of a text that is streamed as JSON lines
+│   ├── InvalidEncoding         a body that is not what its Content-Encoding says
 │   ├── UnsupportedMediaType    a body of a type we do not take
-│   └── BodyIdle                the sender stopped sending in the middle of its body
+│   ├── ExpectationFailed       an `Expect` other than 100-continue
+│   ├── BodyIdle                the sender stopped sending in the middle of its body
+│   ├── OffsetMismatch          an upload goes on elsewhere than where its sender thinks
+│   ├── UploadComplete          an upload that has ended whole takes no more
+│   └── IdempotencyKeyReused    the key of one request, given with another
 ├── Unauthenticated             who is calling is not proved
 │   ├── TokenMissing
 │   ├── TokenInvalid
@@ -24,8 +30,15 @@ GatewayError
 ├── NotThere                    what the request is about is not there
 │   ├── RoomNotOpen             the room does not exist, and this request does not create it
 │   ├── NotInRoom               the participant is not in the room through us
+│   ├── UploadNotFound          no such upload, or not of this caller
+│   ├── UploadEnded             the upload has ended before it was whole
 │   └── TopicNotRegistered      nobody registered the topic
-├── TopicFixed                  a topic of GATEWAY_TOPICS, which no request drops
+├── Conflict                    it is, but something else is under way
+│   ├── TopicFixed              a topic of GATEWAY_TOPICS, which no request drops
+│   ├── StreamIdInUse           a stream of that id is open in the room
+│   ├── IdempotencyKeyInUse     the first request with that key is not over
+│   └── UploadInterrupted       another request for the upload took over
+├── NotSupported                this version of LiveKit's SDK cannot do it
 └── Unavailable                 right, but not now; trying again may help
     ├── Starting                this process has not found out yet whether LiveKit takes its key
     ├── Draining                this process is going away
@@ -34,6 +47,9 @@ GatewayError
     ├── TooManyJoins            as many joins are under way as LiveKit and this process can bear
     ├── TooManyEventStreams     the process has as many event streams as it takes
     ├── TooManyTopics           the participant receives as many topics as we let it
+    ├── TooManyOpenStreams      as many texts are being streamed as we let one, or all, have open
+    ├── TooManyBodies           as much of whole texts is held as we let be
+    ├── TooManyIdempotencyKeys  as many are remembered as we let one, or all, have
     ├── JoinFailed              LiveKit did not let us into the room
     ├── AgentUnavailable        no agent came in the time that the request gave it
     └── LiveKitUnavailable      LiveKit did not take what we had for it
@@ -73,12 +89,41 @@ class HeaderTooLarge(InvalidRequest):
     code = "header_too_large"
 
 
+class InvalidLine(InvalidRequest):
+    code = "invalid_line"
+
+
+class InvalidEncoding(InvalidRequest):
+    code = "invalid_encoding"
+
+
 class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class ExpectationFailed(InvalidRequest):
+    code = "expectation_failed"
+
+
 class BodyIdle(InvalidRequest):
     code = "body_idle"
+
+
+class OffsetMismatch(InvalidRequest):
+    code = "offset_mismatch"
+
+    def __init__(self, expected: int, provided: int) -> None:
+        super().__init__(f"The upload goes on at byte {expected}, not at byte {provided}.")
+        self.expected = expected
+        self.provided = provided
+
+
+class UploadComplete(InvalidRequest):
+    code = "upload_complete"
+
+
+class IdempotencyKeyReused(InvalidRequest):
+    code = "idempotency_key_reused"
 
 
 class Unauthenticated(GatewayError):
@@ -149,8 +194,36 @@ class TopicNotRegistered(NotThere):
     code = "topic_not_registered"
 
 
-class TopicFixed(GatewayError):
+class UploadNotFound(NotThere):
+    code = "upload_not_found"
+
+
+class UploadEnded(NotThere):
+    code = "upload_ended"
+
+
+class Conflict(GatewayError):
+    code = "conflict"
+
+
+class TopicFixed(Conflict):
     code = "topic_fixed"
+
+
+class StreamIdInUse(Conflict):
+    code = "stream_id_in_use"
+
+
+class IdempotencyKeyInUse(Conflict):
+    code = "idempotency_key_in_use"
+
+
+class UploadInterrupted(Conflict):
+    code = "upload_interrupted"
+
+
+class NotSupported(GatewayError):
+    code = "not_supported"
 
 
 class Unavailable(GatewayError):
@@ -190,6 +263,20 @@ class TooManyEventStreams(Unavailable):
 
 class TooManyTopics(Unavailable):
     code = "too_many_topics"
+    retry_after = 30
+
+
+class TooManyOpenStreams(Unavailable):
+    code = "too_many_open_streams"
+    retry_after = 5
+
+
+class TooManyBodies(Unavailable):
+    code = "too_many_bodies"
+
+
+class TooManyIdempotencyKeys(Unavailable):
+    code = "too_many_idempotency_keys"
     retry_after = 30
 
 

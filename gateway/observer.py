@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Literal
 
-from gateway.connection import Append, Carrier, Connection
+from gateway.connection import Carrier, Connection
 from gateway.errors import LiveKitUnavailable, RoomNotOpen, Unavailable
 from gateway.event_log import EventLog
 from gateway.events import (
@@ -26,6 +26,7 @@ from gateway.events import (
 )
 from gateway.joins import Backoff, JoinGate
 from gateway.link import Link
+from gateway.outgoing import Append
 from gateway.rooms.base import LostReason, Room, Rooms, TextOptions
 
 POLL_FIRST = 1.0

@@ -6,11 +6,10 @@ import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, ExitStack
-from dataclasses import dataclass
 from enum import Enum
 
 from gateway.auth import Caller
-from gateway.connection import Append, Carrier, Connection, OutgoingStream, Sent
+from gateway.connection import Carrier, Connection
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, Unavailable
 from gateway.event_log import EventLog
 from gateway.events import (
@@ -27,7 +26,9 @@ from gateway.events import (
 from gateway.joins import Backoff, JoinGate
 from gateway.link import Link
 from gateway.observer import Observer, Tap
+from gateway.outgoing import Append, OutgoingStream, Sent
 from gateway.rooms.base import NOT_PERMITTED, LostReason, Room, Rooms, TextOptions
+from gateway.tally import StreamTally
 
 logger = logging.getLogger(__name__)
 
@@ -66,13 +67,6 @@ class _Cause(Enum):
     """The other presence of our identity may be gone."""
 
 
-@dataclass(slots=True)
-class _Open:
-    opened: StreamOpened
-    size: int = 0
-    chunks: int = 0
-
-
 class ParticipantSession(Connection):
     def __init__(
         self,
@@ -99,7 +93,7 @@ class ParticipantSession(Connection):
         self._lost: LostReason | None = None
         self._tap: Tap | None = None
         self._carried_topics = ExitStack()
-        self._tapped: dict[tuple[str, str], _Open] = {}
+        self._tapped: dict[tuple[str, str], StreamTally] = {}
         self._removed = False
 
     @property
@@ -333,13 +327,12 @@ class ParticipantSession(Connection):
         """An event of the observer's, unless it is of a stream whose beginning we did not see."""
         match event:
             case StreamOpened() if self.log.is_registered(event.topic):
-                self._tapped[event.participant_identity, event.stream_id] = _Open(event)
+                self._tapped[event.participant_identity, event.stream_id] = StreamTally(event)
             case StreamChunk():
                 stream = self._tapped.get((event.participant_identity, event.stream_id))
                 if stream is None:
                     return
-                stream.chunks += 1
-                stream.size += len(event.text.encode())
+                stream.chunk(event.text)
             case StreamClosed():
                 if self._tapped.pop((event.participant_identity, event.stream_id), None) is None:
                     return
@@ -358,19 +351,7 @@ class ParticipantSession(Connection):
     def _end_tapped(self) -> None:
         """Streams that the observer goes on receiving are cut off for us."""
         for stream in self._tapped.values():
-            opened = stream.opened
-            self.log.append(
-                StreamClosed(
-                    stream_id=opened.stream_id,
-                    topic=opened.topic,
-                    participant_identity=opened.participant_identity,
-                    complete=False,
-                    reason=HANDOVER,
-                    attributes=opened.attributes or {},
-                    size=stream.size,
-                    chunks=stream.chunks,
-                )
-            )
+            self.log.append(stream.closed(HANDOVER))
         self._tapped.clear()
 
     def _receive(self, topic: str) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 import pytest
@@ -244,8 +244,8 @@ class GatedWriter(TextStreamWriter):
         await self._room.gate.wait()
         await self._writer.write(text)
 
-    async def close(self) -> None:
-        await self._writer.close()
+    async def close(self, attributes: Mapping[str, str] | None = None) -> None:
+        await self._writer.close(attributes)
 
     async def abort(self, reason: str) -> None:
         await self._writer.abort(reason)

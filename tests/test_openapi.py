@@ -26,10 +26,10 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__, errors, events, server
-from gateway.connection import Sent
 from gateway.errors import GatewayError
 from gateway.event_log import EventLog, LogBounds
 from gateway.hub import Hub
+from gateway.outgoing import Sent
 from gateway.rooms import base
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import room as native_room

@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal
 
 from gateway.events import ParticipantEvent, StreamEvent
 
@@ -62,6 +63,10 @@ class Participant:
         )
 
 
+Operation = Literal["create", "update"]
+"""LiveKit's words for what a text is: a new one, or what replaces the earlier one of the same stream id."""
+
+
 @dataclass(frozen=True, slots=True)
 class TextOptions:
     """What goes with a text into the header of its stream."""
@@ -71,6 +76,14 @@ class TextOptions:
     """Nobody named: everybody in the room."""
     attributes: Mapping[str, str] = field(default_factory=dict)
     reply_to_stream_id: str | None = None
+    attached_stream_ids: tuple[str, ...] = ()
+    stream_id: str | None = None
+    """Chosen by the sender; None: LiveKit draws one. Receivers drop a stream whose id is open already."""
+    operation: Operation = "create"
+    version: int = 0
+    """Counts the updates of one text, as its sender does."""
+    generated: bool = False
+    """Written by a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +128,8 @@ class TextStreamWriter(ABC):
         """Returns when LiveKit has taken the text, which is what slows a fast sender down."""
 
     @abstractmethod
-    async def close(self) -> None:
-        """The stream is complete."""
+    async def close(self, attributes: Mapping[str, str] | None = None) -> None:
+        """The stream is complete; these are added to the attributes of its header."""
 
     @abstractmethod
     async def abort(self, reason: str) -> None:

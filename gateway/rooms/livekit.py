@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -795,11 +795,11 @@ class _LiveKitWriter(TextStreamWriter):
                 raise NotPermitted("The participant has left the room; its text is not complete.")
             self._sender_seen = seen
 
-    async def close(self) -> None:
+    async def close(self, attributes: Mapping[str, str] | None = None) -> None:
         self._require_sending()
         self._ended = True
         async with self._room.taking():
-            await self._writer.aclose()
+            await self._writer.aclose(attributes=dict(attributes or {}))
 
     async def abort(self, reason: str) -> None:
         if self._ended:

@@ -8,15 +8,13 @@ import asyncio
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import (
     ParticipantConnected,
     ParticipantDisconnected,
-    StreamChunk,
-    StreamClosed,
     StreamOpened,
 )
 from gateway.rooms.base import (
@@ -33,6 +31,7 @@ from gateway.rooms.base import (
     TextOptions,
     TextStreamWriter,
 )
+from gateway.tally import StreamTally
 
 OBSERVER = "gateway-observer"
 
@@ -103,13 +102,6 @@ class MemoryRooms(Rooms):
 
 
 @dataclass(slots=True)
-class _Incoming:
-    info: StreamOpened
-    index: int = 0
-    size: int = 0
-
-
-@dataclass(slots=True)
 class MemoryRoom(Room):
     identity: str
     listener: Listener
@@ -121,7 +113,7 @@ class MemoryRoom(Room):
     sid: str = field(default_factory=lambda: f"PA_{uuid.uuid4().hex[:12]}")
     closed: Callable[[], None] = lambda: None
     topics: set[str] = field(default_factory=set)
-    incoming: dict[tuple[str, str], _Incoming] = field(default_factory=dict)
+    incoming: dict[tuple[str, str], StreamTally] = field(default_factory=dict)
 
     @property
     def local(self) -> Participant:
@@ -187,40 +179,35 @@ class MemoryRoom(Room):
         self.listener.lost(reason)
 
     def open(self, info: StreamOpened) -> None:
-        if info.topic not in self.topics:
+        key = (info.stream_id, info.participant_identity)
+        # LiveKit's receivers drop a stream whose id is open.
+        if info.topic not in self.topics or key in self.incoming:
             return
         self.listener.emit(info)
-        self.incoming[(info.stream_id, info.participant_identity)] = _Incoming(info)
+        self.incoming[key] = StreamTally(info)
         of_sender = sum(sender == info.participant_identity for _, sender in self.incoming)
         if of_sender > MAX_OPEN_OF_SENDER or len(self.incoming) > MAX_OPEN_INCOMING:
             self.close(info.participant_identity, info.stream_id, TOO_MANY_OPEN)
 
     def take(self, sender: str, stream_id: str, text: str) -> None:
         if stream := self.incoming.get((stream_id, sender)):
-            self.listener.emit(
-                StreamChunk(stream_id, stream.info.topic, sender, stream.index, text)
-            )
-            stream.index += 1
-            stream.size += len(text.encode())
+            self.listener.emit(stream.chunk(text))
 
-    def close(self, sender: str, stream_id: str, reason: str | None) -> None:
+    def close(
+        self,
+        sender: str,
+        stream_id: str,
+        reason: str | None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> None:
         if stream := self.incoming.pop((stream_id, sender), None):
-            self.listener.emit(
-                StreamClosed(
-                    stream_id=stream_id,
-                    topic=stream.info.topic,
-                    participant_identity=sender,
-                    complete=reason is None,
-                    reason=reason,
-                    attributes=stream.info.attributes or {},
-                    size=stream.size,
-                    chunks=stream.index,
-                )
-            )
+            merged = {**(stream.opened.attributes or {}), **(attributes or {})}
+            self.listener.emit(stream.closed(reason, merged))
 
     def _open(self, options: TextOptions, size: int | None, sender: str | None) -> "_MemoryWriter":
         self.require_sending(sender)
-        header = StreamHeader(str(uuid.uuid4()), time.time_ns() // 1_000_000)
+        stream_id = options.stream_id or str(uuid.uuid4())
+        header = StreamHeader(stream_id, time.time_ns() // 1_000_000)
         info = StreamOpened(
             stream_id=header.stream_id,
             topic=options.topic,
@@ -229,6 +216,10 @@ class MemoryRoom(Room):
             size=size,
             attributes=dict(options.attributes),
             reply_to_stream_id=options.reply_to_stream_id,
+            attached_stream_ids=options.attached_stream_ids,
+            generated=options.generated,
+            operation=options.operation,
+            version=options.version,
         )
         named = options.destination_identities
         receivers = [room for room in self._others() if not named or room.identity in named]
@@ -282,13 +273,13 @@ class _MemoryWriter(TextStreamWriter):
         for receiver in self.receivers:
             receiver.take(self._author, self.header.stream_id, text)
 
-    async def close(self) -> None:
+    async def close(self, attributes: Mapping[str, str] | None = None) -> None:
         self.room.require_sending(self.sender)
-        await self._end(None)
+        self._end(None, attributes)
 
     async def abort(self, reason: str) -> None:
-        await self._end(reason)
+        self._end(reason)
 
-    async def _end(self, reason: str | None) -> None:
+    def _end(self, reason: str | None, attributes: Mapping[str, str] | None = None) -> None:
         for receiver in self.receivers:
-            receiver.close(self._author, self.header.stream_id, reason)
+            receiver.close(self._author, self.header.stream_id, reason, attributes)

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.auth import Caller, TokenVerifier
-from gateway.connection import Connection, OutgoingStream, Sent
+from gateway.connection import Connection
 from gateway.errors import (
     BodyIdle,
     BodyTooLarge,
@@ -28,6 +28,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.hub import Hub
+from gateway.outgoing import OutgoingStream, Sent
 from gateway.rooms.base import TextOptions
 from gateway.settings import Settings
 from gateway.web.parameters import (

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 from livekit import api
 
-from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
+from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, NotSupported
 from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
 from gateway.rooms.base import Listener, LostReason, Room, Rooms, TextOptions
 from gateway.rooms.livekit import LiveKitRooms
@@ -193,6 +193,63 @@ async def test_pieces_are_received_as_they_are_written(far_side: FarSide) -> Non
     assert opened.size is None
     assert isinstance(closed, StreamClosed)
     assert (closed.complete, closed.size, closed.chunks) == (True, 13, 3)
+
+
+async def test_attributes_of_the_end_are_added_to_those_of_the_beginning(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writer = await carol.room.open_text_stream(TextOptions("t", attributes={"a": "1", "b": "2"}))
+    await writer.write("text")
+    await writer.close({"b": "3", "final": "true"})
+    opened, _, closed = [await bob.next() for _ in range(3)]
+
+    assert isinstance(opened, StreamOpened)
+    assert opened.attributes == {"a": "1", "b": "2"}
+    assert isinstance(closed, StreamClosed)
+    assert closed.attributes == {"a": "1", "b": "3", "final": "true"}
+
+
+async def test_a_stream_has_the_id_that_its_sender_chose(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    whole = await carol.room.send_text("one", TextOptions("t", stream_id="first"))
+    writer = await carol.room.open_text_stream(TextOptions("t", stream_id="second"))
+    await writer.write("two")
+    await writer.close()
+    again = await carol.room.send_text("three", TextOptions("t", stream_id="second"))
+
+    assert (whole.stream_id, writer.header.stream_id) == ("first", "second")
+    assert again.stream_id == "second"
+    told = [await bob.next() for _ in range(9)]
+    opened = [event.stream_id for event in told if isinstance(event, StreamOpened)]
+    assert opened == ["first", "second", "second"]
+
+
+async def test_an_update_a_version_and_what_is_attached_reach_the_receiver(
+    far_side: FarSide,
+) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    options = TextOptions(
+        "t",
+        stream_id="chat-1",
+        operation="update",
+        version=3,
+        generated=True,
+        attached_stream_ids=("image-1", "image-2"),
+    )
+    if not far_side.whole_headers:
+        with pytest.raises(NotSupported):
+            await carol.room.send_text("new", options)
+        with pytest.raises(NotSupported):
+            await carol.room.open_text_stream(options)
+        return
+    await carol.room.send_text("new", options)
+    writer = await carol.room.open_text_stream(options)
+    await writer.close()
+    for _ in range(2):
+        while not isinstance(opened := await bob.next(), StreamOpened):
+            pass
+        assert (opened.stream_id, opened.operation, opened.version) == ("chat-1", "update", 3)
+        assert opened.generated
+        assert opened.attached_stream_ids == ("image-1", "image-2")
 
 
 async def test_an_aborted_stream_ends_incomplete_with_its_reason(far_side: FarSide) -> None:

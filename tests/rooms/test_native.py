@@ -215,13 +215,12 @@ async def _sends_on_behalf(side: Joined) -> None:
     header = await native.send_text(
         observer,
         "for carol",
-        TextOptions("t"),
+        TextOptions("t", stream_id="of-carol"),
         sender_identity="carol",
-        stream_id="of-carol",
         within=DEADLINE,
     )
     writer = await native.open_text_stream(
-        observer, TextOptions("t"), sender_identity="dave", stream_id="of-dave"
+        observer, TextOptions("t", stream_id="of-dave"), sender_identity="dave"
     )
     await writer.write("half")
     await writer.aclose()

@@ -20,10 +20,11 @@ import logging
 
 from livekit import rtc
 
+from gateway.errors import NotSupported
 from gateway.rooms.base import StreamHeader, TextOptions
 from gateway.rooms.native.dispatch import DISPATCH
 from gateway.rooms.native.parts import missing_parts
-from gateway.rooms.native.room import NativeRoom, NativeWriter
+from gateway.rooms.native.room import NativeRoom, stock_writer
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +54,17 @@ async def send_text(
     options: TextOptions,
     *,
     sender_identity: str | None = None,
-    stream_id: str | None = None,
     within: float,
 ) -> StreamHeader:
     """One stream with the whole text; returns when the SDK has taken it.
 
-    `sender_identity`: on behalf of whom; the server lets agents do that. Raises rtc.StreamError, and
-    TimeoutError after `within` seconds.
+    `sender_identity`: on behalf of whom; the server lets agents do that. Raises rtc.StreamError,
+    TimeoutError after `within` seconds, and NotSupported.
     """
     if isinstance(room, NativeRoom):
-        return await room.send_text(text, options, sender_identity, stream_id, within)
+        return await room.send_text(text, options, sender_identity, within)
     async with asyncio.timeout(within):
-        return await _send_stock(room, text, options, sender_identity, stream_id)
+        return await _send_stock(room, text, options, sender_identity)
 
 
 async def _send_stock(
@@ -72,9 +72,9 @@ async def _send_stock(
     text: str,
     options: TextOptions,
     sender_identity: str | None,
-    stream_id: str | None,
 ) -> StreamHeader:
-    if sender_identity is None and stream_id is None:
+    _require_stock(options)
+    if sender_identity is None and options.stream_id is None:
         info = await room.local_participant.send_text(
             text,
             topic=options.topic,
@@ -84,9 +84,7 @@ async def _send_stock(
         )
         return StreamHeader(info.stream_id, info.timestamp)
     # The public face of whole texts has neither option, that of streams has both.
-    writer = await open_text_stream(
-        room, options, sender_identity=sender_identity, stream_id=stream_id
-    )
+    writer = await open_text_stream(room, options, sender_identity=sender_identity)
     if text:
         await writer.write(text)
     await writer.aclose()
@@ -94,22 +92,24 @@ async def _send_stock(
 
 
 async def open_text_stream(
-    room: rtc.Room,
-    options: TextOptions,
-    *,
-    sender_identity: str | None = None,
-    stream_id: str | None = None,
+    room: rtc.Room, options: TextOptions, *, sender_identity: str | None = None
 ) -> rtc.TextStreamWriter:
-    """A stream that is open. Raises rtc.StreamError."""
-    writer_class = NativeWriter if isinstance(room, NativeRoom) else rtc.TextStreamWriter
-    writer = writer_class(
-        room.local_participant,
-        topic=options.topic,
-        destination_identities=list(options.destination_identities),
-        attributes=dict(options.attributes),
-        reply_to_id=options.reply_to_stream_id,
-        sender_identity=sender_identity,
-        stream_id=stream_id,
-    )
+    """A stream that is open. Raises rtc.StreamError and NotSupported."""
+    if isinstance(room, NativeRoom):
+        return await room.open_text_stream(options, sender_identity)
+    _require_stock(options)
+    writer = stock_writer(rtc.TextStreamWriter, room, options, sender_identity)
     await writer._send_header()
     return writer
+
+
+def _require_stock(options: TextOptions) -> None:
+    """Raises NotSupported where the SDK's public face cannot say what is to be sent."""
+    if options.operation != "create" or options.version or options.generated:
+        raise NotSupported(
+            "'operation', 'version' and 'generated' cannot be sent with this version of the LiveKit SDK."
+        )
+    if options.attached_stream_ids:
+        raise NotSupported(
+            "'attached_stream_ids' cannot be sent with this version of the LiveKit SDK."
+        )

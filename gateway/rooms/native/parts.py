@@ -56,6 +56,7 @@ _NAMES = {
         "_handle_text_stream_opened": "_text_stream_handlers _text_stream_readers",
         "_error_stream_readers": "_text_stream_readers _signal_disconnect clear",
     },
+    rtc.TextStreamWriter: {"_send_header": "_options"},
     rtc.LocalParticipant: {"send_text": "_ffi_handle handle"},
     getattr(ffi_client, "FfiClient", None): {
         "__init__": "_ffi_lib livekit_ffi_initialize ffi_cb_fnc __version__"
@@ -106,6 +107,14 @@ _FIELDS = {
         "send_text.options.reply_to_stream_id",
         "send_text.options.compress",
         "send_text.options.sender_identity",
+        "send_text.options.operation_type",
+        "send_text.options.version",
+        "send_text.options.attached_stream_ids",
+        "send_text.options.generated",
+        "text_stream_open.options.operation_type",
+        "text_stream_open.options.version",
+        "text_stream_open.options.attached_stream_ids",
+        "text_stream_open.options.generated",
         "text_stream_close.writer_handle",
         "text_stream_close.reason",
     ],

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from livekit import rtc
 
@@ -19,6 +19,10 @@ not of the process: one that is broken must not hold up the others."""
 _NO_OPTIONS = rtc.RoomOptions()
 
 _OPERATIONS = {0: "create", 1: "update", 2: "delete", 3: "reaction"}
+
+_OPERATION_TYPES = {word: number for number, word in _OPERATIONS.items()}
+
+W = TypeVar("W", bound=rtc.TextStreamWriter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +73,6 @@ class NativeRoom(rtc.Room):
         text: str,
         options: TextOptions,
         sender_identity: str | None,
-        stream_id: str | None,
         within: float,
     ) -> StreamHeader:
         request = ffi_pb2.FfiRequest()
@@ -83,8 +86,9 @@ class NativeRoom(rtc.Room):
             send.options.destination_identities.extend(options.destination_identities)
         if options.reply_to_stream_id:
             send.options.reply_to_stream_id = options.reply_to_stream_id
-        if stream_id is not None:
-            send.options.id = stream_id
+        if options.stream_id is not None:
+            send.options.id = options.stream_id
+        _add_hidden(send.options, options)
         send.options.compress = True  # where every receiver can undo it; so does the stock SDK
         send.options.sender_identity = sender_identity or self.local_participant.identity
         deadline = self._loop.time() + within
@@ -98,6 +102,14 @@ class NativeRoom(rtc.Room):
         finally:
             self._sending.release()
         return StreamHeader(answer.send_text.info.stream_id, answer.send_text.info.timestamp)
+
+    async def open_text_stream(
+        self, options: TextOptions, sender_identity: str | None
+    ) -> "NativeWriter":
+        writer = stock_writer(NativeWriter, self, options, sender_identity)
+        _add_hidden(writer._options, options)
+        await writer._send_header()
+        return writer
 
     def _on_room_event(self, event: Any) -> None:
         super()._on_room_event(event)
@@ -202,6 +214,33 @@ class NativeWriter(rtc.TextStreamWriter):
 
     async def _wait_for_callback(self, req: Any, callback_field: str, response_field: str) -> Any:
         return await DISPATCH.ask(req, response_field, callback_field)
+
+
+def stock_writer(
+    kind: type[W], room: rtc.Room, options: TextOptions, sender_identity: str | None
+) -> W:
+    """A writer, not open yet, with what the SDK's public face can say."""
+    return kind(
+        room.local_participant,
+        topic=options.topic,
+        destination_identities=list(options.destination_identities),
+        attributes=dict(options.attributes),
+        reply_to_id=options.reply_to_stream_id,
+        sender_identity=sender_identity,
+        stream_id=options.stream_id,
+    )
+
+
+def _add_hidden(native: Any, options: TextOptions) -> None:
+    """What the library takes and the SDK's public face hides; most texts have none of it."""
+    if options.operation != "create":
+        native.operation_type = _OPERATION_TYPES[options.operation]
+    if options.version:
+        native.version = options.version
+    if options.generated:
+        native.generated = True
+    if options.attached_stream_ids:
+        native.attached_stream_ids.extend(options.attached_stream_ids)
 
 
 def _native_header(info: Any) -> NativeHeader:
