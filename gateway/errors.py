@@ -9,9 +9,11 @@ GatewayError
 │   ├── InvalidLine             a line of a text that is streamed as JSON lines
 │   ├── InvalidEncoding         a body that is not what its Content-Encoding says
 │   ├── UnsupportedMediaType    a body of a type we do not take
+│   │   └── UnsupportedEncoding    or compressed otherwise than we take
 │   ├── ExpectationFailed       an `Expect` other than 100-continue
 │   ├── BodyIdle                the sender stopped sending in the middle of its body
 │   ├── OffsetMismatch          an upload goes on elsewhere than where its sender thinks
+│   ├── LengthMismatch          it has more or fewer bytes than was said
 │   ├── UploadComplete          an upload that has ended whole takes no more
 │   └── IdempotencyKeyReused    the key of one request, given with another
 ├── Unauthenticated             who is calling is not proved
@@ -101,6 +103,10 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
+class UnsupportedEncoding(UnsupportedMediaType):
+    code = "unsupported_encoding"
+
+
 class ExpectationFailed(InvalidRequest):
     code = "expectation_failed"
 
@@ -116,6 +122,10 @@ class OffsetMismatch(InvalidRequest):
         super().__init__(f"The upload goes on at byte {expected}, not at byte {provided}.")
         self.expected = expected
         self.provided = provided
+
+
+class LengthMismatch(InvalidRequest):
+    code = "length_mismatch"
 
 
 class UploadComplete(InvalidRequest):

@@ -201,8 +201,7 @@ class Hub:
         key = Key(caller.room, caller.identity)
         if self._ends.get(key) == last.epoch:
             return True
-        if self.draining:
-            raise Draining("The gateway is going away; come back in a moment.")
+        self.require_not_draining()
         slot = self._slots.get(key)
         if slot is not None and slot.leaving is None:
             return False
@@ -266,6 +265,11 @@ class Hub:
         for key in {Key(room, None), Key(room, identity)}:
             if slot := self._slots.get(key):
                 slot.connection.nudge()
+
+    def require_not_draining(self) -> None:
+        """Raises Draining."""
+        if self.draining:
+            raise Draining("The gateway is going away; come back in a moment.")
 
     def watch_drain(self, wake: Callable[[], None]) -> None:
         """Calls `wake` when draining begins, at once if it has, until `unwatch_drain`."""
@@ -339,8 +343,7 @@ class Hub:
         # A connection that is on its way out is waited for: joining beside it, one would evict the other.
         while (slot := self._slots.get(key)) is not None and slot.leaving is not None:
             await asyncio.wait({slot.leaving})
-        if self.draining:
-            raise Draining("The gateway is going away; come back in a moment.")
+        self.require_not_draining()
         if slot is None:
             slot = self._open(key, new)
         slot.users += 1

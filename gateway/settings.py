@@ -144,6 +144,16 @@ class Settings:
     """What one process carries (docs: figures); each costs 1 to 2.5 MB and a WebRTC session."""
     max_rooms_of_identity: int = _setting("GATEWAY_MAX_ROOMS_OF_IDENTITY", _count(1, 100_000), 100)
     """So that one who gets tokens for any room does not take all connections."""
+    max_open_streams: int = _setting("GATEWAY_MAX_OPEN_STREAMS", _count(1, 1_000_000), 4_000)
+    """Texts that are being streamed into rooms, and uploads; each may hold 64 KiB of a line or of a socket."""
+    max_open_streams_of_identity: int = _setting(
+        "GATEWAY_MAX_OPEN_STREAMS_OF_IDENTITY", _count(1, 1_000_000), 500
+    )
+    """In one room; as many as a gateway takes from one sender on the other side."""
+    upload_idle_timeout: float = _setting(
+        "GATEWAY_UPLOAD_IDLE_TIMEOUT", _seconds(0.1, 86_400), 300.0
+    )
+    """A phone that lost its network is back within it; until then readers see the text as unfinished."""
     max_event_streams: int = _setting("GATEWAY_MAX_EVENT_STREAMS", _count(1, 1_000_000), 10_000)
     log_events: int = _setting("GATEWAY_LOG_EVENTS", _count(1, 10_000_000), LogBounds().events)
     log_bytes: int = _setting("GATEWAY_LOG_BYTES", _count(1024, 1024**4), LogBounds().bytes)

@@ -34,7 +34,7 @@ from gateway.rooms import base
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import room as native_room
 from gateway.settings import Settings
-from gateway.web import problems, sse, text
+from gateway.web import options, problems, sse
 from gateway.web.app import make_app
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
@@ -279,9 +279,9 @@ def test_the_presences_are_those_that_the_code_has() -> None:
 def test_the_wait_for_an_agent_is_bounded_as_documented() -> None:
     schema = SCHEMAS["AgentTimeout"]
 
-    assert (schema["minimum"], schema["maximum"]) == (0, text.MAX_AGENT_TIMEOUT)
+    assert (schema["minimum"], schema["maximum"]) == (0, options.MAX_AGENT_TIMEOUT)
     assert (
-        f"{text.AGENT_TIMEOUT:g} for a text" in _query(TEXT, "post", "agent_timeout")["description"]
+        f"{options.AGENT_TIMEOUT:g} for a text" in _query(TEXT, "post", "agent_timeout")["description"]
     )
 
 

@@ -14,6 +14,7 @@ from gateway.hub import Hub
 from gateway.settings import Settings
 from gateway.web import problems
 from gateway.web.event_stream import EventStreamEndpoint
+from gateway.web.expectation import Expectation
 from gateway.web.operations import (
     NO_STORE,
     OPENAPI,
@@ -26,7 +27,10 @@ from gateway.web.operations import (
 from gateway.web.parameters import RawPath
 from gateway.web.rooms import ParticipantsEndpoint, TopicsEndpoint
 from gateway.web.text import TextEndpoint
+from gateway.web.upload import Uploads
+from gateway.web.uploads import UploadsEndpoint
 from gateway.web.webhooks import WebhookEndpoint
+from gateway.web.writing import Writings
 
 logger = logging.getLogger("gateway.access")
 
@@ -34,9 +38,37 @@ PROBES = ("/livez", "/readyz")
 """Asked every few seconds by every orchestrator; at INFO they would be most of the log."""
 
 
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Encoding",
+    "Content-Type",
+    "Idempotency-Key",
+    "Last-Event-ID",
+    "Upload-Complete",
+    "Upload-Draft-Interop-Version",
+    "Upload-Length",
+    "Upload-Offset",
+)
+"""What a page of another origin may send."""
+
+RESPONSE_HEADERS = (
+    "Location",
+    "Retry-After",
+    "Upload-Complete",
+    "Upload-Length",
+    "Upload-Limit",
+    "Upload-Offset",
+    "WWW-Authenticate",
+)
+"""What it may read."""
+
+
 def make_app(hub: Hub, settings: Settings) -> Starlette:
     verifier = TokenVerifier({settings.livekit_api_key: settings.livekit_api_secret})
-    text = TextEndpoint(hub, verifier, settings)
+    writings = Writings(hub, settings)
+    known_uploads = Uploads(hub, settings.upload_idle_timeout)
+    uploads = UploadsEndpoint(known_uploads, writings, verifier, settings)
+    text = TextEndpoint(hub, writings, uploads, verifier, settings)
     events = EventStreamEndpoint(hub, verifier, settings)
     topics = TopicsEndpoint(hub, verifier)
     participants = ParticipantsEndpoint(hub, verifier)
@@ -53,7 +85,12 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
     ]
     app = Starlette(
         routes=[
-            Route("/rooms/{room:segment}/text", text.post, methods=["POST"]),
+            Route("/rooms/{room:segment}/text", text.handle, methods=["POST", "OPTIONS"]),
+            Route(
+                "/rooms/{room:segment}/uploads/{upload_id:segment}",
+                uploads.change,
+                methods=["HEAD", "PATCH", "DELETE"],
+            ),
             Route("/rooms/{room:segment}/topics", topics.get),
             Route(
                 "/rooms/{room:segment}/topics/{topic:segment}",
@@ -79,10 +116,11 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "PUT", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
-                expose_headers=["Retry-After", "WWW-Authenticate"],
+                allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+                allow_headers=REQUEST_HEADERS,
+                expose_headers=RESPONSE_HEADERS,
             ),
+            Middleware(Expectation),
             Middleware(RawPath),
         ],
     )

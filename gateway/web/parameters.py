@@ -1,6 +1,7 @@
 """Reading a request: path, query, credential. What is not understood is refused, never ignored."""
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Collection
 from enum import StrEnum
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -23,6 +24,8 @@ TRANSCRIPTION_TOPIC = "lk.transcription"
 _RESERVED = "lk."
 
 ATTRIBUTE_PREFIX = "attr."
+
+_COUNT = re.compile("[0-9]{1,15}")
 
 
 class Presence(StrEnum):
@@ -121,6 +124,34 @@ def authenticate(request: Request, query: Query, verifier: TokenVerifier) -> Cal
     return caller
 
 
+def one_header(request: Request, name: str, default: str) -> str:
+    """The header's value. Raises InvalidParameter where it is given more than once."""
+    values = request.headers.getlist(name)
+    if len(values) > 1:
+        raise InvalidParameter(f"The header {name!r} is given more than once.")
+    return values[0].strip() if values else default
+
+
+def count_header(request: Request, name: str) -> int | None:
+    """A number of bytes: an Integer of structured fields (RFC 9651, 3.3.1) that is not negative."""
+    value = one_header(request, name, "")
+    if name not in request.headers:
+        return None
+    if not _COUNT.fullmatch(value):
+        raise InvalidParameter(f"The header {name!r} must be a number of bytes, in digits.")
+    return int(value)
+
+
+def flag_header(request: Request, name: str) -> bool | None:
+    """A Boolean of structured fields (RFC 9651, 3.3.6)."""
+    value = one_header(request, name, "")
+    if name not in request.headers:
+        return None
+    if value not in ("?0", "?1"):
+        raise InvalidParameter(f"The header {name!r} must be ?0 or ?1.")
+    return value == "?1"
+
+
 def presence_of(value: str | None) -> Presence:
     try:
         return Presence.JOIN if value is None else Presence(value)
@@ -186,11 +217,16 @@ def reading_topic(topic: str) -> str:
     return topic
 
 
-def checked_attributes(attributes: Mapping[str, str]) -> dict[str, str]:
+def string_attributes(attributes: object) -> dict[str, str]:
+    """Attributes of a text stream, as JSON has them. Raises InvalidParameter."""
+    if not isinstance(attributes, dict) or not all(
+        isinstance(value, str) for value in attributes.values()
+    ):
+        raise InvalidParameter("'attributes' must be an object whose values are strings.")
     for name, value in attributes.items():
         checked_name(name, "name of an attribute", NAME_BYTES)
         try:
             value.encode()
         except UnicodeEncodeError:
             raise InvalidParameter(f"The attribute {name!r} is not valid text.") from None
-    return dict(attributes)
+    return attributes

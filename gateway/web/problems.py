@@ -23,20 +23,29 @@ STATUSES: Mapping[type[GatewayError], HTTPStatus] = {
     errors.BodyTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.HeaderTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
     errors.BodyIdle: HTTPStatus.REQUEST_TIMEOUT,
+    errors.OffsetMismatch: HTTPStatus.CONFLICT,
+    errors.IdempotencyKeyReused: HTTPStatus.UNPROCESSABLE_ENTITY,
     errors.Unauthenticated: HTTPStatus.UNAUTHORIZED,
     errors.Forbidden: HTTPStatus.FORBIDDEN,
     errors.NotThere: HTTPStatus.NOT_FOUND,
-    errors.TopicFixed: HTTPStatus.CONFLICT,
+    errors.Conflict: HTTPStatus.CONFLICT,
+    errors.NotSupported: HTTPStatus.NOT_IMPLEMENTED,
     errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.TooManyRooms: HTTPStatus.TOO_MANY_REQUESTS,
     errors.AgentUnavailable: HTTPStatus.GATEWAY_TIMEOUT,
     errors.TooManyTopics: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyOpenStreams: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyBodies: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.TooManyIdempotencyKeys: HTTPStatus.TOO_MANY_REQUESTS,
 }
 """The nearest class among an error's ancestors decides."""
 
 _REASONS = {413: "Content Too Large"}
 """Where RFC 9110 has a newer name than Python 3.11."""
+
+_PROBLEM_TYPES = "https://iana.org/assignments/http-problem-types"
 
 CHALLENGE = 'Bearer realm="livekit"'
 
@@ -51,25 +60,31 @@ _CHALLENGES: Mapping[type[GatewayError], str] = {
 
 
 def problem(
-    status: int, code: str, detail: str, headers: Mapping[str, str] | None = None
+    status: int,
+    code: str,
+    detail: str,
+    headers: Mapping[str, str] | None = None,
+    members: Mapping[str, Any] | None = None,
 ) -> Response:
     return Response(
-        body(status, code, detail),
+        body(status, code, detail, members),
         status,
         {"Cache-Control": "no-store"} | dict(headers or {}),
         MEDIA_TYPE,
     )
 
 
-def body(status: int, code: str, detail: str) -> bytes:
-    members = {
+def body(status: int, code: str, detail: str, members: Mapping[str, Any] | None = None) -> bytes:
+    """`members`: beside those that every problem has, or in their place."""
+    told = {
         "type": "about:blank",
         "title": _REASONS.get(status) or HTTPStatus(status).phrase,
         "status": status,
         "code": code,
         "detail": detail,
+        **(members or {}),
     }
-    return f"{json.dumps(members, ensure_ascii=False)}\n".encode()
+    return f"{json.dumps(told, ensure_ascii=False)}\n".encode()
 
 
 def status_of(kind: type[GatewayError]) -> HTTPStatus:
@@ -83,7 +98,24 @@ async def on_gateway_error(request: Request, error: GatewayError) -> Response:
             headers["WWW-Authenticate"] = _described(challenge, error)
     if isinstance(error, errors.Unavailable):
         headers["Retry-After"] = str(error.retry_after)
-    return problem(status_of(type(error)), error.code, error.detail, headers)
+    if isinstance(error, errors.UnsupportedEncoding):
+        headers["Accept-Encoding"] = "gzip"  # RFC 9110, 12.5.3
+    return problem(status_of(type(error)), error.code, error.detail, headers, _extensions(error))
+
+
+def _extensions(error: GatewayError) -> dict[str, Any]:
+    """The draft of resumable uploads registers two problem types, the first with members of its own."""
+    match error:
+        case errors.OffsetMismatch():
+            return {
+                "type": f"{_PROBLEM_TYPES}#mismatching-upload-offset",
+                "expected-offset": error.expected,
+                "provided-offset": error.provided,
+            }
+        case errors.UploadComplete():
+            return {"type": f"{_PROBLEM_TYPES}#completed-upload"}
+        case _:
+            return {}
 
 
 def _described(challenge: str, error: GatewayError) -> str:

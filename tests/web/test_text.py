@@ -405,11 +405,12 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         "unsupported_media_type",
     ),
     "another charset": ({"type": "text/plain; charset=latin1"}, 415, "unsupported_media_type"),
-    "compressed": (
-        {"headers": {"Content-Encoding": "gzip"}},
+    "a coding other than gzip": (
+        {"headers": {"Content-Encoding": "br"}},
         415,
-        "unsupported_media_type",
+        "unsupported_encoding",
     ),
+    "not gzip": ({"headers": {"Content-Encoding": "gzip"}}, 400, "invalid_encoding"),
     "whole text over the limit": ({"content": b"x" * (1024 * 1024 + 1)}, 413, "body_too_large"),
     "not JSON": ({"json": "{"}, 400, "invalid_parameter"),
     "nested beyond reason": ({"json": "[" * 1000}, 400, "invalid_parameter"),

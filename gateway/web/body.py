@@ -1,0 +1,314 @@
+"""A request's body, from bytes to text: content coding, then UTF-8, then what its media type says.
+
+Nothing here waits: bytes go in as they arrive, text comes out as soon as it is whole, and what is wrong
+is raised where it is found. A body may come in several requests (`uploads.py`); what is left over of
+one is kept for the next.
+"""
+
+import codecs
+import json
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import Request
+
+from gateway.errors import (
+    BodyTooLarge,
+    InvalidEncoding,
+    InvalidLine,
+    InvalidParameter,
+    InvalidText,
+    UnsupportedEncoding,
+    UnsupportedMediaType,
+)
+from gateway.web.parameters import one_header, string_attributes
+
+PLAIN = "text/plain"
+JSON = "application/json"
+LINES = "application/x-ndjson"
+PARTIAL = "application/partial-upload"
+"""Of a part of an upload; what its whole is, its first request says, or text/plain."""
+
+INFLATED_BYTES = 64 * 1024
+"""How much of a compressed body is expanded at a time: what a small body expands to is never held whole."""
+
+FREE_EXPANSION = 1024 * 1024
+"""Bytes that any compressed body may expand to; logs repeat themselves, and short ones a lot."""
+
+MOST_EXPANSION = 100
+"""Times that a larger one may expand: text takes 3 to 20, a body made to do harm a thousand."""
+
+LINE_BYTES = 64 * 1024
+"""Longest line of a text that is streamed as JSON lines: a piece of text, not a text. It is held until it
+is whole, for each stream that is open."""
+
+_HINT = (
+    "Send 'Content-Type: text/plain', 'application/json' or 'application/x-ndjson'"
+    " (curl -d sends a form unless told: -H 'Content-Type: text/plain')."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class BodyForm:
+    """What the headers of a body say that it is."""
+
+    media_type: str
+    compressed: bool
+    """By gzip; no other coding is taken."""
+
+
+def body_form(request: Request, *, partial: bool = False) -> BodyForm:
+    """The form of a request's body; `partial`: of the first part of an upload, which need not say it.
+
+    Raises UnsupportedMediaType.
+    """
+    headers = request.headers
+    values = headers.getlist("content-type")
+    if partial and (not values or values == [PARTIAL]):
+        media_type, charset = PLAIN, "utf-8"
+    else:
+        media_type, charset = _parsed_media_type(values[0]) if len(values) == 1 else ("", "")
+    if media_type not in (PLAIN, JSON, LINES):
+        raise UnsupportedMediaType(_HINT)
+    if charset not in ("utf-8", "utf8", "us-ascii"):
+        raise UnsupportedMediaType("The text must be UTF-8; no other charset is taken.")
+    coding = one_header(request, "content-encoding", "identity").lower()
+    if coding not in ("identity", "gzip", "x-gzip"):
+        raise UnsupportedEncoding("Of content codings, gzip is taken and no other.")
+    return BodyForm(media_type, coding != "identity")
+
+
+def _parsed_media_type(value: str) -> tuple[str, str]:
+    """The media type and its charset. Written out: the standard library's parser for mail headers
+    fails on hostile ones, and costs more than all else of a short POST."""
+    media_type, *parameters = value.split(";")
+    charset = "utf-8"
+    for parameter in parameters:
+        name, _, given = parameter.partition("=")
+        if name.strip().lower() == "charset":
+            charset = given.strip().strip('"').lower()
+    return media_type.strip().lower(), charset
+
+
+class TextDecoder(ABC):
+    """The text of a body of one media type, whose content coding is undone."""
+
+    trailer: Mapping[str, str]
+    """Attributes for the end of the stream."""
+
+    @abstractmethod
+    def feed(self, data: bytes) -> Iterator[str]:
+        """The text that is whole with these bytes. Raises InvalidText or InvalidLine."""
+
+    @abstractmethod
+    def finish(self) -> Iterator[str]:
+        """What is left at the end of the body. Raises likewise."""
+
+
+class PlainDecoder(TextDecoder):
+    """A character cut by a border waits for its rest."""
+
+    def __init__(self) -> None:
+        self.trailer = {}
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        if text := checked_text(self._utf8.decode, data):
+            yield text
+
+    def finish(self) -> Iterator[str]:
+        checked_text(lambda rest: self._utf8.decode(rest, True), b"")
+        yield from ()
+
+
+class LinesDecoder(TextDecoder):
+    """Each line a JSON string, or `{"text": "…"}`; `{"close": {"attributes": {…}}}` as the last one."""
+
+    def __init__(self) -> None:
+        self.trailer = {}
+        self._rest = b""
+        self._number = 0
+        self._closed = False
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        *lines, rest = data.split(b"\n")
+        if lines:
+            lines[0] = self._rest + lines[0]
+            self._rest = b""
+        # Held before the lines are handed on: what is made of them may not be asked for to the end.
+        self._rest += rest
+        for line in lines:
+            yield from self._line(line)
+        self._require_short(self._rest)
+
+    def finish(self) -> Iterator[str]:
+        yield from self._line(self._rest)
+
+    def _line(self, line: bytes) -> Iterator[str]:
+        self._number += 1
+        self._require_short(line)
+        if not line.strip():
+            return
+        if self._closed:
+            raise self._invalid("comes after the line with 'close', which is the last one")
+        match self._value(line):
+            case str(text):
+                yield require_encodable(text)
+            case {"text": str(text), **others} if not others:
+                yield require_encodable(text)
+            case {"close": {**end}, **others} if not others and end.keys() <= {"attributes"}:
+                self._closed = True
+                self.trailer = string_attributes(end.get("attributes", {}))
+            case _:
+                raise self._invalid(
+                    'is neither a string nor {"text": "…"} nor {"close": {"attributes": {…}}}'
+                )
+
+    def _value(self, line: bytes) -> Any:
+        try:
+            return json.loads(checked_text(bytes.decode, line), object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            raise self._invalid("is not JSON") from None
+
+    def _require_short(self, line: bytes) -> None:
+        if len(line) > LINE_BYTES:
+            raise BodyTooLarge(f"A line has more than {LINE_BYTES} bytes, the limit for one.")
+
+    def _invalid(self, what: str) -> InvalidLine:
+        return InvalidLine(f"Line {self._number} of the body {what}.")
+
+
+class WholeDecoder(TextDecoder):
+    """What is handed on only when it is whole."""
+
+    def __init__(self, hold: Callable[[int], None]) -> None:
+        """`hold` is told how many bytes more are held, and may refuse."""
+        self.trailer = {}
+        self._hold = hold
+        self._parts: list[bytes] = []
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        self._hold(len(data))
+        self._parts.append(data)
+        yield from ()
+
+    def finish(self) -> Iterator[str]:
+        yield checked_text(bytes.decode, b"".join(self._parts))
+
+
+class BodyDecoder:
+    """The text of a whole body, its coding undone and its length bounded."""
+
+    def __init__(self, form: BodyForm, text: TextDecoder, limit: int) -> None:
+        """`limit`: most bytes, of what is inside its coding."""
+        self.limit = limit
+        self._text = text
+        self._size = 0
+        self._gzip = _Gunzip() if form.compressed else None
+
+    @property
+    def trailer(self) -> Mapping[str, str]:
+        return self._text.trailer
+
+    def feed(self, data: bytes) -> Iterator[str]:
+        """The text that is whole with these bytes, in pieces: to be asked for to its end.
+
+        Raises BodyTooLarge, InvalidEncoding, InvalidText, InvalidLine.
+        """
+        for plain in (data,) if self._gzip is None else self._gzip.feed(data):
+            self._size += len(plain)
+            if self._size > self.limit:
+                raise too_large(self.limit)
+            yield from self._text.feed(plain)
+
+    def finish(self) -> Iterator[str]:
+        """What is left at the end of the body. Raises likewise."""
+        if self._gzip is not None:
+            self._gzip.finish()
+        yield from self._text.finish()
+
+
+class _Gunzip:
+    """RFC 1952: one or more members, one after the other."""
+
+    def __init__(self) -> None:
+        self._member = _new_member()
+        self._begun = False
+        self._taken = 0
+        self._made = 0
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        self._taken += len(data)
+        while data:
+            if self._member.eof:
+                self._member = _new_member()
+            self._begun = True
+            try:
+                plain = self._member.decompress(data, INFLATED_BYTES)
+            except zlib.error:
+                raise InvalidEncoding(
+                    "The body is not gzip, as its Content-Encoding says."
+                ) from None
+            self._made += len(plain)
+            if self._made > max(FREE_EXPANSION, MOST_EXPANSION * self._taken):
+                raise BodyTooLarge(
+                    f"The compressed body expands to more than {MOST_EXPANSION} times its size."
+                )
+            data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+            yield plain
+
+    def finish(self) -> None:
+        if not self._member.eof and self._begun:
+            raise InvalidEncoding("The compressed body ends in its middle.")
+
+
+def _new_member() -> Any:
+    return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
+
+
+def too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body has more than {limit} bytes, the limit for one like it; longer ones are streamed:"
+        " text/plain with 'Transfer-Encoding: chunked'."
+    )
+
+
+def checked_text(decode: Callable[[bytes], str], data: bytes) -> str:
+    try:
+        return decode(data)
+    except UnicodeDecodeError:
+        raise InvalidText("The text is not valid UTF-8.") from None
+
+
+def require_encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidText("The text has a lone surrogate (\\ud800 to \\udfff).") from None
+    return text
+
+
+def json_members(body: str) -> dict[str, Any]:
+    """The members of a JSON object. Raises InvalidParameter."""
+    try:
+        members = json.loads(body, object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise InvalidParameter(f"The body is not JSON: {error.msg} at {where}.") from None
+    except RecursionError:
+        raise InvalidParameter("The body is nested too deeply.") from None
+    except ValueError:  # of an integer with more digits than Python reads
+        raise InvalidParameter("The body has a number that is too long.") from None
+    if not isinstance(members, dict):
+        raise InvalidParameter('The body must be a JSON object: {"text": "…"}.')
+    return members
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise InvalidParameter("A member of the JSON body is given twice.")
+    return members

@@ -1,0 +1,232 @@
+"""How a text is to be sent: options from the query, or as JSON members beside it, checked."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from gateway.auth import Caller
+from gateway.errors import HeaderTooLarge, InvalidParameter
+from gateway.rooms.base import Operation, TextOptions
+from gateway.web.parameters import (
+    ATTRIBUTE_PREFIX,
+    CHAT_TOPIC,
+    NAME_BYTES,
+    Presence,
+    Query,
+    checked_identity,
+    checked_name,
+    presence_of,
+    sending_topic,
+    string_attributes,
+)
+
+HEADER_BYTES = 14_000
+"""LiveKit's header packet has at most 15,000 bytes, and so has that of the end; the rest is for ids,
+times and framing."""
+
+HEADER_FIELD_BYTES = 16
+"""What one attribute, destination or id costs in the packet beside its own bytes."""
+
+AGENT_TIMEOUT = 10.0
+"""Seconds to wait for an agent where the token has agents dispatched to the room; 1 to 3 are usual."""
+
+MAX_AGENT_TIMEOUT = 60.0
+"""Most seconds that a request may wait for an agent: below the patience of proxies."""
+
+MAX_VERSION = 2**31 - 1
+"""The field of LiveKit's header is a signed one of 32 bits."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sending:
+    """How one text is sent."""
+
+    options: TextOptions
+    presence: Presence
+    agent_timeout: float
+    """Seconds to wait for an agent that listens; 0: not at all."""
+
+
+def _text(value: str) -> Any:
+    return value
+
+
+def _number(value: str) -> Any:
+    """What is no number is left as it is, to be refused where the options are checked."""
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _integer(value: str) -> Any:
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else value
+
+
+def _flag(value: str) -> Any:
+    return {"1": True, "0": False}.get(value, value)
+
+
+_SINGLE: Mapping[str, Callable[[str], Any]] = {
+    "topic": _text,
+    "reply_to_stream_id": _text,
+    "stream_id": _text,
+    "operation": _text,
+    "version": _integer,
+    "generated": _flag,
+    "presence": _text,
+    "agent_timeout": _number,
+}
+"""The options that a query has once, and how it writes what JSON has a type for."""
+
+_REPEATED = ("to", "attached_stream_ids")
+
+QUERY_NAMES = (*_SINGLE, *_REPEATED)
+
+NAMES = (*QUERY_NAMES, "attributes")
+"""All options, by the names of their JSON members."""
+
+
+def query_options(query: Query) -> dict[str, Any]:
+    """Only those given: what is not given may still be in a JSON body."""
+    options: dict[str, Any] = {}
+    for name, read in _SINGLE.items():
+        if (value := query.one(name)) is not None:
+            options[name] = read(value)
+    for name in _REPEATED:
+        if values := query.all(name):
+            options[name] = values
+    if attributes := query.prefixed(ATTRIBUTE_PREFIX):
+        options["attributes"] = attributes
+    return options
+
+
+def with_members(options: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the query and of a JSON body together. Raises InvalidParameter."""
+    for name in members:
+        if name not in NAMES:
+            raise InvalidParameter(
+                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(NAMES)}."
+            )
+        if name in options:
+            raise InvalidParameter(f"{name!r} is given both in the query and in the body.")
+    return {**options, **members}
+
+
+def fingerprint(options: Mapping[str, Any], *others: object) -> bytes:
+    """The same for the same options, in whatever order they are given."""
+    return hashlib.sha256(json.dumps([options, others], sort_keys=True).encode()).digest()
+
+
+def sending(options: Mapping[str, Any], caller: Caller) -> Sending:
+    """All options, checked. Raises InvalidParameter, TopicReserved, HeaderTooLarge."""
+    text_options = _text_options(options)
+    timeout = options.get("agent_timeout")
+    if "agent_timeout" not in options:
+        # A text that is not for the agent does not wait for one.
+        expected = caller.names_agents and text_options.topic == CHAT_TOPIC
+        timeout = AGENT_TIMEOUT if expected else 0.0
+    elif isinstance(timeout, bool) or not isinstance(timeout, int | float):
+        timeout = math.nan
+    if not 0 <= timeout <= MAX_AGENT_TIMEOUT:
+        raise InvalidParameter(
+            f"'agent_timeout' must be a number of seconds from 0 to {MAX_AGENT_TIMEOUT:g}."
+        )
+    return Sending(text_options, presence_of(_string(options, "presence")), timeout)
+
+
+def _text_options(options: Mapping[str, Any]) -> TextOptions:
+    topic = _string(options, "topic")
+    to = _strings(options, "to")
+    checked = TextOptions(
+        topic=CHAT_TOPIC if topic is None else sending_topic(topic),
+        destination_identities=tuple(dict.fromkeys(checked_identity(name) for name in to)),
+        attributes=string_attributes(options.get("attributes", {})),
+        reply_to_stream_id=_stream_id(options, "reply_to_stream_id"),
+        attached_stream_ids=tuple(
+            checked_name(each, "attached_stream_ids", NAME_BYTES)
+            for each in _strings(options, "attached_stream_ids")
+        ),
+        stream_id=_stream_id(options, "stream_id"),
+        operation=_operation(options),
+        version=_version(options),
+        generated=_generated(options),
+    )
+    if checked.operation == "update" and checked.stream_id is None:
+        raise InvalidParameter("'operation' update needs the 'stream_id' of the text to replace.")
+    require_fits_header(checked)
+    return checked
+
+
+def _string(options: Mapping[str, Any], name: str) -> str | None:
+    value = options.get(name)
+    if name in options and not isinstance(value, str):
+        raise InvalidParameter(f"{name!r} must be a string.")
+    return value
+
+
+def _strings(options: Mapping[str, Any], name: str) -> list[str]:
+    values = options.get(name, [])
+    if isinstance(values, str):
+        values = [values]
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise InvalidParameter(f"{name!r} must be a string or an array of strings.")
+    return values
+
+
+def _stream_id(options: Mapping[str, Any], name: str) -> str | None:
+    value = _string(options, name)
+    return None if value is None else checked_name(value, name, NAME_BYTES)
+
+
+def _operation(options: Mapping[str, Any]) -> Operation:
+    value = options.get("operation", "create")
+    for known in get_args(Operation):
+        if value == known:
+            return known  # type: ignore[no-any-return]
+    raise InvalidParameter("'operation' must be create or update.")
+
+
+def _version(options: Mapping[str, Any]) -> int:
+    value = options.get("version", 0)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_VERSION:
+        raise InvalidParameter(f"'version' must be a whole number from 0 to {MAX_VERSION}.")
+    return value
+
+
+def _generated(options: Mapping[str, Any]) -> bool:
+    value = options.get("generated", False)
+    if not isinstance(value, bool):
+        raise InvalidParameter("'generated' must be 1 or 0 in the query, true or false in JSON.")
+    return value
+
+
+def require_fits_header(options: TextOptions) -> None:
+    """Raises HeaderTooLarge."""
+    fields = [
+        *options.destination_identities,
+        *options.attached_stream_ids,
+        options.topic,
+        options.reply_to_stream_id or "",
+        options.stream_id or "",
+    ]
+    for name, value in options.attributes.items():
+        fields += [name, value]
+    _require_fits(fields)
+
+
+def require_fits_trailer(attributes: Mapping[str, str]) -> None:
+    """Raises HeaderTooLarge."""
+    _require_fits([part for attribute in attributes.items() for part in attribute])
+
+
+def _require_fits(fields: list[str]) -> None:
+    size = sum(len(field.encode()) + HEADER_FIELD_BYTES for field in fields)
+    if size > HEADER_BYTES:
+        raise HeaderTooLarge(
+            f"Attributes, destinations and ids need {size} bytes; LiveKit's header has room for"
+            f" {HEADER_BYTES}."
+        )

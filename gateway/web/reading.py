@@ -1,0 +1,118 @@
+"""Waiting for a request's body, for as long as there is reason to."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+from starlette.requests import Request
+
+from gateway.auth import Caller
+from gateway.connection import Connection
+from gateway.errors import BodyIdle, TokenExpired, TooManyBodies
+from gateway.hub import Hub
+
+Wake = Callable[[], None]
+
+EXPIRED = "The token has expired; the stream was closed."
+
+
+class Interruption(NamedTuple):
+    """What ends waiting for a sender."""
+
+    watch: Callable[[Wake], None]
+    """Calls back when it has come, at once if it has."""
+    unwatch: Callable[[Wake], None]
+    check: Callable[[], None]
+    """Raises why, if it has come."""
+
+
+def end_of(connection: Connection) -> Interruption:
+    return Interruption(connection.watch_end, connection.unwatch_end, connection.require_up)
+
+
+def drain_of(hub: Hub) -> Interruption:
+    return Interruption(hub.watch_drain, hub.unwatch_drain, hub.require_not_draining)
+
+
+def content_length(request: Request) -> int | None:
+    """Bytes of the body, where its sender has said: not of one that is chunked."""
+    length = request.headers.get("content-length")
+    return None if length is None else int(length)
+
+
+async def disconnected(request: Request) -> None:
+    """Returns when the client has gone; for after its body."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class BodyReader:
+    """The bytes of one request's body."""
+
+    def __init__(
+        self, request: Request, caller: Caller, idle: float, see: Callable[[bytes], None] | None
+    ) -> None:
+        """`idle`: seconds without a byte after which it is given up. `see` is shown all bytes first."""
+        self._body = request.stream()
+        self._expires_at = caller.expires_at
+        self._idle = idle
+        self._see = see
+
+    async def next(self, *interruptions: Interruption) -> bytes | None:
+        """The next bytes, never none; None at the end.
+
+        Raises BodyIdle, TokenExpired, starlette's ClientDisconnect, and what an interruption raises.
+        """
+        while (data := await self._next(interruptions)) is not None:
+            if data:
+                if self._see is not None:
+                    self._see(data)
+                return data
+        return None
+
+    async def _next(self, interruptions: tuple[Interruption, ...]) -> bytes | None:
+        for interruption in interruptions:
+            interruption.check()  # also where the next bytes are there already
+        left = self._expires_at - time.time()
+        if left <= 0:
+            raise TokenExpired(EXPIRED)
+        try:
+            async with asyncio.timeout(min(self._idle, left)) as deadline:
+
+                def wake() -> None:
+                    if not deadline.expired():
+                        deadline.reschedule(asyncio.get_running_loop().time())
+
+                for interruption in interruptions:
+                    interruption.watch(wake)
+                try:
+                    return await anext(self._body, None)
+                finally:
+                    for interruption in interruptions:
+                        interruption.unwatch(wake)
+        except TimeoutError:
+            for interruption in interruptions:
+                interruption.check()
+            if left <= self._idle:
+                raise TokenExpired(EXPIRED) from None
+            raise BodyIdle(f"No more of the body came within {self._idle:g} s.") from None
+
+
+class HeldBytes:
+    """What is held of bodies that are handed on whole, of all requests together."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = 0
+
+    def hold(self, size: int) -> None:
+        """Raises TooManyBodies."""
+        if self._held + size > self._most:
+            raise TooManyBodies(
+                "The gateway holds as much of whole texts as it takes; try again, or stream the text."
+            )
+        self._held += size
+
+    def release(self, size: int) -> None:
+        self._held -= size

@@ -1,0 +1,295 @@
+"""A body on its way into a room: written as it arrives, or handed on once it is whole."""
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+
+from gateway.auth import Caller
+from gateway.connection import Connection
+from gateway.errors import InvalidParameter, TokenExpired
+from gateway.hub import Hub
+from gateway.open_streams import OpenStreams
+from gateway.outgoing import OutgoingStream, Sent
+from gateway.settings import Settings
+from gateway.web.body import (
+    JSON,
+    LINES,
+    BodyDecoder,
+    BodyForm,
+    LinesDecoder,
+    PlainDecoder,
+    WholeDecoder,
+    json_members,
+    require_encodable,
+)
+from gateway.web.options import Sending, require_fits_trailer, sending, with_members
+from gateway.web.parameters import Presence
+from gateway.web.reading import HeldBytes, Interruption, drain_of, end_of
+
+WHOLE_TEXTS_HELD = 64
+"""How many whole texts of the longest kind are held at a time, of all requests together."""
+
+INTERRUPTED = "interrupted"
+"""Reason of a stream that the gateway gave up, stopped hard or by a defect of its own."""
+
+CLIENT_DISCONNECTED = "client_disconnected"
+"""Reason of a stream whose sender went away in the middle of its body."""
+
+Work = Callable[[], Coroutine[None, None, None]]
+
+Gone = Work | None
+"""Returns when the client that waits for the answer has gone."""
+
+
+class Writing(ABC):
+    """One text, from the bytes of its body."""
+
+    interruption: Interruption
+    """What ends waiting for more of it."""
+    limit: int
+    """Most bytes of its body."""
+    begun: Sent | None = None
+    """What is said of a text while it is being written."""
+    has_begun = False
+    """Whether some of it may be in the room."""
+
+    @property
+    @abstractmethod
+    def broken(self) -> str | None:
+        """Why it is over, where what carried it has been lost meanwhile."""
+
+    @abstractmethod
+    async def feed(self, data: bytes) -> None:
+        """Returns when LiveKit has taken what is whole with these bytes, which slows a fast sender down.
+
+        Raises what is wrong with them, and what sending raises.
+        """
+
+    @abstractmethod
+    async def open(self) -> None:
+        """The stream is open from here on, also without text; nothing where the text is sent whole."""
+
+    @abstractmethod
+    async def finish(self, gone: Gone = None) -> Sent:
+        """The body is complete. Raises as `feed` does."""
+
+    @abstractmethod
+    async def abort(self, reason: str) -> None:
+        """It is not to be complete: receivers are told, if they have seen any of it."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Lets go of what it holds; after `finish` or `abort`."""
+
+
+class Writings:
+    """Begins each text in the way that its body asks for."""
+
+    def __init__(self, hub: Hub, settings: Settings) -> None:
+        self._hub = hub
+        self._settings = settings
+        self._streams = OpenStreams(
+            settings.max_open_streams, settings.max_open_streams_of_identity
+        )
+        self._held = HeldBytes(WHOLE_TEXTS_HELD * settings.max_text_bytes)
+
+    async def begin(
+        self, form: BodyForm, options: Mapping[str, Any], caller: Caller, *, whole: bool
+    ) -> Writing:
+        """`whole`: plain text is sent whole, as JSON is always, and JSON lines never are.
+
+        A text that is streamed has its place in the room from here on. Raises what is wrong with the
+        options, TooManyOpenStreams, and what joining raises.
+        """
+        if form.media_type == JSON or (whole and form.media_type != LINES):
+            limit = self._settings.max_text_bytes
+            return WholeWriting(self._hub, self._streams, self._held, form, options, caller, limit)
+        decoder = BodyDecoder(
+            form,
+            LinesDecoder() if form.media_type == LINES else PlainDecoder(),
+            self._settings.max_stream_bytes,
+        )
+        how = sending(options, caller)
+        async with AsyncExitStack() as holding:
+            holding.enter_context(self._streams.one_more(caller.room, caller.identity))
+            holding.enter_context(self._streams.with_id(caller.room, how.options.stream_id))
+            connection = await holding.enter_async_context(connected(self._hub, how, caller))
+            return StreamWriting(self._hub, how, caller, connection, decoder, holding.pop_all())
+
+
+class StreamWriting(Writing):
+    """The stream is opened with the first piece of text, so that a body that is refused at its beginning
+    leaves no trace in the room."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        how: Sending,
+        caller: Caller,
+        connection: Connection,
+        decoder: BodyDecoder,
+        holding: AsyncExitStack,
+    ) -> None:
+        self.interruption = end_of(connection)
+        self.limit = decoder.limit
+        self._hub = hub
+        self._how = how
+        self._caller = caller
+        self._connection = connection
+        self._decoder = decoder
+        self._holding = holding
+        self._stream: OutgoingStream | None = None
+
+    @property
+    def broken(self) -> str | None:
+        return self._connection.ended or (None if self._stream is None else self._stream.broken)
+
+    async def feed(self, data: bytes) -> None:
+        for text in self._decoder.feed(data):
+            await (await self._opened()).write(text)
+
+    async def open(self) -> None:
+        await self._opened()
+
+    async def finish(self, gone: Gone = None) -> Sent:
+        for text in self._decoder.finish():
+            await (await self._opened()).write(text)
+        require_fits_trailer(self._decoder.trailer)
+        return await (await self._opened()).close(self._decoder.trailer)
+
+    async def abort(self, reason: str) -> None:
+        if self._stream is not None:
+            await self._stream.abort(reason)
+
+    async def aclose(self) -> None:
+        await self._holding.aclose()
+
+    async def _opened(self) -> OutgoingStream:
+        if self._stream is None:
+            await require_may_send(self._hub, self._how, self._caller)
+            self._stream = await self._connection.open_stream(
+                self._caller.identity, self._how.options
+            )
+            self.has_begun = True
+            self.begun = self._stream.sent
+        return self._stream
+
+
+class WholeWriting(Writing):
+    """Nothing of it is in the room before all of it is, and nobody joins for one that never comes."""
+
+    broken = None
+
+    def __init__(
+        self,
+        hub: Hub,
+        streams: OpenStreams,
+        held: HeldBytes,
+        form: BodyForm,
+        options: Mapping[str, Any],
+        caller: Caller,
+        limit: int,
+    ) -> None:
+        # What is wrong with them is told before the body is read; a JSON body may add to them.
+        self._how = None if form.media_type == JSON else sending(options, caller)
+        self.interruption = drain_of(hub)
+        self.limit = limit
+        self._hub = hub
+        self._streams = streams
+        self._held = held
+        self._holds = 0
+        self._options = options
+        self._caller = caller
+        self._decoder = BodyDecoder(form, WholeDecoder(self._hold), limit)
+
+    async def feed(self, data: bytes) -> None:
+        for _ in self._decoder.feed(data):
+            pass
+
+    async def open(self) -> None:
+        pass
+
+    async def finish(self, gone: Gone = None) -> Sent:
+        text, how = self._text("".join(self._decoder.finish()))
+        with self._streams.with_id(self._caller.room, how.options.stream_id):
+            async with connected(self._hub, how, self._caller, gone) as connection:
+                require_valid(self._caller)
+                self.has_begun = True
+                return await connection.send_text(self._caller.identity, text, how.options)
+
+    async def abort(self, reason: str) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        self._held.release(self._holds)
+        self._holds = 0
+
+    def _text(self, body: str) -> tuple[str, Sending]:
+        if self._how is not None:
+            return body, self._how
+        members = json_members(body)
+        text = members.pop("text", None)
+        if not isinstance(text, str):
+            raise InvalidParameter("The JSON member 'text' is missing or not a string.")
+        how = sending(with_members(self._options, members), self._caller)
+        return require_encodable(text), how
+
+    def _hold(self, size: int) -> None:
+        self._held.hold(size)
+        self._holds += size
+
+
+@asynccontextmanager
+async def connected(
+    hub: Hub, how: Sending, caller: Caller, gone: Gone = None
+) -> AsyncIterator[Connection]:
+    """What the text goes over, once an agent listens there if that is asked for.
+
+    Raises ClientDisconnect where `gone` ends before that: who is not there any more tries again.
+    """
+    connection: Connection
+    async with AsyncExitStack() as holding:
+        if how.presence is Presence.JOIN:
+            connection = await holding.enter_async_context(hub.session(caller))
+        else:
+            await hub.require_may_send_unseen(caller)
+            observer = await holding.enter_async_context(hub.observer(caller.room))
+            await observer.look()
+            connection = observer
+        if how.agent_timeout:
+            seconds = min(how.agent_timeout, caller.expires_at - time.time())
+            await _unless_gone(partial(connection.until_agent_listens, seconds), gone)
+            # What was so before the wait may not be any more.
+            await require_may_send(hub, how, caller)
+        yield connection
+
+
+async def require_may_send(hub: Hub, how: Sending, caller: Caller) -> None:
+    require_valid(caller)
+    if how.presence is Presence.NONE:
+        await hub.require_may_send_unseen(caller)
+
+
+def require_valid(caller: Caller) -> None:
+    if time.time() >= caller.expires_at:
+        raise TokenExpired("The token has expired; nothing was sent.")
+
+
+async def _unless_gone(work: Work, gone: Gone) -> None:
+    """Raises ClientDisconnect where `gone` ends first; what is left of either is given up."""
+    tasks = [asyncio.create_task(each()) for each in (work, gone) if each is not None]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if not tasks[0].done():
+            raise ClientDisconnect
+        tasks[0].result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
