@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 from gateway.errors import (
     AgentUnavailable,
@@ -220,6 +221,7 @@ class Connection(ABC):
                 append,
                 self._order,
                 self._require_carried,
+                partial(self._abort_unheard, sender, writer.header.stream_id, options),
                 self._outgoing.discard,
             )
             self._outgoing.add(stream)
@@ -265,6 +267,12 @@ class Connection(ABC):
         finally:
             told.cancel()
             self.log.end(closing(reason))
+
+    @abstractmethod
+    async def _abort_unheard(
+        self, sender: str, stream_id: str, options: TextOptions, reason: str
+    ) -> None:
+        """Ends a stream of `sender`, whom LiveKit lets send nothing any more, for those who receive it."""
 
     def _receive(self, topic: str) -> None:
         if self._carrier is not None:

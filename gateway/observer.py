@@ -255,6 +255,11 @@ class Observer(Connection):
     def _on_behalf_of(self, room: Room, sender: str) -> str:
         return sender
 
+    async def _abort_unheard(
+        self, sender: str, stream_id: str, options: TextOptions, reason: str
+    ) -> None:
+        """Not needed: what an observer says for others is heard, whatever they may."""
+
     def _append_for(self, room: Room, options: TextOptions) -> Append:
         # A text for some is not for all that read here; its sender has no log of its own.
         return _nowhere if options.destination_identities else self.publish

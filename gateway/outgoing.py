@@ -1,10 +1,10 @@
 """What callers send: a text on its way into a room, and what is said of it once LiveKit has taken it."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 
-from gateway.errors import LiveKitUnavailable
+from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import StreamEvent, StreamOpened
 from gateway.rooms.base import Room, StreamHeader, TextOptions, TextStreamWriter
 from gateway.tally import StreamTally
@@ -41,10 +41,12 @@ class OutgoingStream:
         append: Append,
         order: asyncio.Lock,
         require_carried: Callable[[], None],
+        abort_unheard: Callable[[str], Awaitable[None]],
         on_ended: "Callable[[OutgoingStream], None]",
     ) -> None:
         """`order`: held while a stream of this sender is opened or closed. `require_carried` raises what
-        sending over its connection would raise now."""
+        sending over its connection would raise now; `abort_unheard` ends the stream for a reason where
+        its sender is heard no more."""
         self.sent = sent
         """As it was when it was opened."""
         self.broken: str | None = None
@@ -54,6 +56,7 @@ class OutgoingStream:
         self._append = append
         self._order = order
         self._require_carried = require_carried
+        self._abort_unheard = abort_unheard
         self._on_ended = on_ended
         self._ended = False
         # An abort by the connection must not come between a write and its place in the log.
@@ -92,7 +95,10 @@ class OutgoingStream:
         async with self._lock:
             if not self._ended:
                 self._finish(reason)
-                await self._writer.abort(reason)
+                try:
+                    await self._writer.abort(reason)
+                except NotPermitted:
+                    await self._abort_unheard(reason)
 
     def break_off(self, reason: str) -> None:
         """What carried it is gone: there is nobody to abort towards."""

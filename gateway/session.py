@@ -10,7 +10,13 @@ from enum import Enum
 
 from gateway.auth import Caller
 from gateway.connection import Carrier, Connection
-from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, Unavailable
+from gateway.errors import (
+    JoinFailed,
+    LiveKitUnavailable,
+    NotPermitted,
+    NotSupported,
+    Unavailable,
+)
 from gateway.event_log import EventLog
 from gateway.events import (
     ClosingReason,
@@ -364,6 +370,18 @@ class ParticipantSession(Connection):
         # What the observer receives is not ours to end.
         if self._observer is None:
             super()._ignore(topic)
+
+    async def _abort_unheard(
+        self, sender: str, stream_id: str, options: TextOptions, reason: str
+    ) -> None:
+        try:
+            async with self._observing() as observer:
+                await observer.look()
+                if observer.room is not None:
+                    await observer.room.abort_text_stream(stream_id, options, sender, reason)
+        except (Unavailable, NotSupported) as error:
+            # They see it end when this participant leaves.
+            logger.info("Receivers were not told that a text is incomplete: %s", error.detail)
 
     def _require_sending_room(self) -> Room:
         room = super()._require_sending_room()

@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from livekit import rtc
+
 from gateway.events import (
     ParticipantDisconnected,
     ParticipantEvent,
@@ -69,6 +71,50 @@ class Guest:
         async with asyncio.timeout(DEADLINE):
             while self.room.local.can_publish_data:
                 await asyncio.sleep(0.01)
+
+
+class SdkListener:
+    """A participant with LiveKit's own SDK and nothing of ours, which reads the texts on `lk.chat`."""
+
+    def __init__(self) -> None:
+        self.room = rtc.Room()
+        self.ended: asyncio.Queue[tuple[str, str | None, dict[str, str]]] = asyncio.Queue()
+        """Of each stream: what came of it, why it is not whole, and the attributes of its end."""
+        self._reading: set[asyncio.Task[None]] = set()
+        self.room.register_text_stream_handler("lk.chat", self._on_stream)
+
+    async def end(self) -> tuple[str, str | None, dict[str, str]]:
+        """Of the next stream that ends."""
+        async with asyncio.timeout(DEADLINE):
+            return await self.ended.get()
+
+    def _on_stream(self, reader: rtc.TextStreamReader, sender: str) -> None:
+        task = asyncio.create_task(self._read(reader))
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
+
+    async def _read(self, reader: rtc.TextStreamReader) -> None:
+        text, reason = "", None
+        try:
+            async for piece in reader:
+                text += piece
+        except rtc.StreamError as error:
+            reason = error.description.removeprefix("stream closed abnormally: ")
+        finally:
+            reader.close()
+        self.ended.put_nowait((text, reason, dict(reader.info.attributes or {})))
+
+
+@asynccontextmanager
+async def sdk_listener(
+    gateway: RunningGateway, room: str, identity: str
+) -> AsyncIterator[SdkListener]:
+    listener = SdkListener()
+    await listener.room.connect(gateway.settings.livekit_url, gateway.token(identity, room))
+    try:
+        yield listener
+    finally:
+        await listener.room.disconnect()
 
 
 async def join(gateway: RunningGateway, room: str, identity: str, **grants: object) -> Guest:

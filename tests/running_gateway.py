@@ -13,6 +13,7 @@ import httpx
 from livekit import api
 
 from gateway.__main__ import make_hub, make_server
+from gateway.auth import LEEWAY
 from gateway.hub import Hub
 from gateway.rooms.base import Rooms
 from gateway.rooms.memory import MemoryRooms
@@ -164,6 +165,16 @@ class RunningGateway:
             .to_jwt()
         )
 
+    def token_that_lives(self, identity: str, room: str, seconds: float) -> str:
+        """One that is taken for so long from now, within the leeway that clocks are given."""
+        return (
+            api.AccessToken(self.settings.livekit_api_key, self.settings.livekit_api_secret)
+            .with_identity(identity)
+            .with_ttl(timedelta(seconds=seconds - LEEWAY))
+            .with_grants(api.VideoGrants(room_join=True, room=room))
+            .to_jwt()
+        )
+
     def bearer(self, identity: str, room: str, **grants: Any) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token(identity, room, **grants)}"}
 
@@ -182,6 +193,27 @@ class RunningGateway:
             content=content,
             headers={**self.bearer(identity, room), "Content-Type": content_type},
         )
+
+    async def begin_upload(
+        self,
+        room: str,
+        identity: str,
+        content: bytes = b"",
+        *,
+        complete: str = "?0",
+        token: str | None = None,
+        headers: dict[str, str] | None = None,
+        **query: Any,
+    ) -> "Uploading":
+        """A POST that begins a resumable upload, as a client of the IETF draft makes it."""
+        authorization = {"Authorization": f"Bearer {token or self.token(identity, room)}"}
+        answer = await self.client.post(
+            f"/rooms/{room}/text",
+            params=query,
+            content=content,
+            headers={**authorization, "Upload-Complete": complete, **(headers or {})},
+        )
+        return Uploading(self.client, answer, authorization)
 
     async def delete_room(self, room: str) -> None:
         """What an operator does by LiveKit's server API."""
@@ -227,16 +259,21 @@ class RunningGateway:
         content_type: str = "text/plain",
         token: str | None = None,
         query: str = "",
+        path: str | None = None,
+        headers: dict[str, str] | None = None,
     ) -> AsyncIterator["ChunkedUpload"]:
-        """A POST with a chunked body on a bare socket: httpx reads no answer before the body's end."""
+        """A POST, or a PATCH of `path`, with a chunked body on a bare socket: httpx reads no answer before the body's end."""
         host, port = self.url.removeprefix("http://").split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         lines = [
-            f"POST /rooms/{room}/text{query} HTTP/1.1",
+            f"POST /rooms/{room}/text{query} HTTP/1.1"
+            if path is None
+            else f"PATCH {path} HTTP/1.1",
             f"Host: {host}:{port}",
             f"Content-Type: {content_type}",
             "Transfer-Encoding: chunked",
             f"Authorization: Bearer {token or self.token(identity, room)}",
+            *(f"{name}: {value}" for name, value in (headers or {}).items()),
             "",
             "",
         ]
@@ -270,6 +307,39 @@ class RunningGateway:
 
 
 @dataclass(frozen=True, slots=True)
+class Uploading:
+    """One resumable upload that has been begun, and its next requests."""
+
+    client: httpx.AsyncClient
+    created: httpx.Response
+    authorization: dict[str, str]
+
+    @property
+    def url(self) -> str:
+        return self.created.headers["location"]
+
+    async def head(self, **headers: str) -> httpx.Response:
+        return await self.client.head(self.url, headers=self.authorization | _dashed(headers))
+
+    async def patch(
+        self, offset: int, content: Any, complete: str | None = "?0", **headers: str
+    ) -> httpx.Response:
+        told = {"content_type": "application/partial-upload", "upload_offset": str(offset)}
+        if complete is not None:
+            told["upload_complete"] = complete
+        return await self.client.patch(
+            self.url, content=content, headers=self.authorization | _dashed(told | headers)
+        )
+
+    async def delete(self, **headers: str) -> httpx.Response:
+        return await self.client.delete(self.url, headers=self.authorization | _dashed(headers))
+
+
+def _dashed(headers: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkedUpload:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
@@ -284,6 +354,14 @@ class ChunkedUpload:
 
     def break_off(self) -> None:
         self.writer.close()
+
+    async def send_until_answered(self, piece: bytes) -> tuple[int, dict[str, Any]]:
+        """For an answer to what goes on beside it, and is noticed with the next piece."""
+        answer = asyncio.create_task(self.answer())
+        while not answer.done():
+            self.send(piece)
+            await asyncio.wait({answer}, timeout=0.02)
+        return await answer
 
     async def answer(self) -> tuple[int, dict[str, Any]]:
         """The status and the JSON of the answer."""

@@ -281,7 +281,8 @@ def test_the_wait_for_an_agent_is_bounded_as_documented() -> None:
 
     assert (schema["minimum"], schema["maximum"]) == (0, options.MAX_AGENT_TIMEOUT)
     assert (
-        f"{options.AGENT_TIMEOUT:g} for a text" in _query(TEXT, "post", "agent_timeout")["description"]
+        f"{options.AGENT_TIMEOUT:g} for a text"
+        in _query(TEXT, "post", "agent_timeout")["description"]
     )
 
 

@@ -133,7 +133,10 @@ class TextStreamWriter(ABC):
 
     @abstractmethod
     async def abort(self, reason: str) -> None:
-        """The stream is not complete; receivers see an abnormal end with this reason."""
+        """The stream is not complete; receivers see an abnormal end with this reason.
+
+        Raises NotPermitted where LiveKit would drop that as well, for we may not send any more.
+        """
 
 
 class Room(ABC):
@@ -175,6 +178,15 @@ class Room(ABC):
     async def open_text_stream(
         self, options: TextOptions, sender: str | None = None
     ) -> TextStreamWriter: ...
+
+    @abstractmethod
+    async def abort_text_stream(
+        self, stream_id: str, options: TextOptions, sender: str, reason: str
+    ) -> None:
+        """Ends a stream of `sender`, who may not send any more, as incomplete; for who observes.
+
+        Raises NotSupported and LiveKitUnavailable.
+        """
 
     @abstractmethod
     async def leave(self, *, for_good: bool = False) -> None:

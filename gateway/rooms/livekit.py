@@ -18,7 +18,7 @@ from livekit import api, rtc
 from livekit.rtc.room import EventTypes
 
 from gateway.auth import RESERVED_IDENTITY
-from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
+from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, NotSupported
 from gateway.events import (
     ParticipantAttributesChanged,
     ParticipantConnected,
@@ -374,6 +374,14 @@ class _LiveKitRoom(Room):
         async with self.taking():
             writer = await native.open_text_stream(self.sdk_room, options, sender_identity=sender)
         return _LiveKitWriter(self, writer, sender)
+
+    async def abort_text_stream(
+        self, stream_id: str, options: TextOptions, sender: str, reason: str
+    ) -> None:
+        if not isinstance(self.sdk_room, NativeRoom):
+            raise NotSupported("This version of the LiveKit SDK ends no streams of others.")
+        async with self.taking():
+            await self.sdk_room.send_trailer(stream_id, options, sender, reason)
 
     @asynccontextmanager
     async def taking(self, within: float = SEND_TIMEOUT) -> AsyncIterator[None]:
@@ -805,6 +813,8 @@ class _LiveKitWriter(TextStreamWriter):
         if self._ended:
             return  # the close failed, and the SDK takes no second one
         self._ended = True
+        if not self._room.local.can_publish_data:
+            raise NotPermitted(NOT_PERMITTED)
         aborting = self._room.see_through(self._abort(reason))
         # While the SDK mends its connection, whoever asked is not made to wait for that.
         if self._room.is_connected:

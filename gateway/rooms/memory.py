@@ -155,6 +155,12 @@ class MemoryRoom(Room):
     ) -> TextStreamWriter:
         return self._open(options, None, sender)
 
+    async def abort_text_stream(
+        self, stream_id: str, options: TextOptions, sender: str, reason: str
+    ) -> None:
+        for room in self._addressed(options):
+            room.close(sender, stream_id, reason)
+
     async def leave(self, *, for_good: bool = False) -> None:
         await _turn()
         self._go("client_initiated" if for_good else "user_unavailable")
@@ -221,11 +227,14 @@ class MemoryRoom(Room):
             operation=options.operation,
             version=options.version,
         )
-        named = options.destination_identities
-        receivers = [room for room in self._others() if not named or room.identity in named]
+        receivers = self._addressed(options)
         for room in receivers:
             room.open(info)
         return _MemoryWriter(self, header, receivers, sender)
+
+    def _addressed(self, options: TextOptions) -> list["MemoryRoom"]:
+        named = options.destination_identities
+        return [room for room in self._others() if not named or room.identity in named]
 
     def _others(self) -> list["MemoryRoom"]:
         return [room for room in self.present.values() if room.identity != self.identity]
@@ -278,6 +287,8 @@ class _MemoryWriter(TextStreamWriter):
         self._end(None, attributes)
 
     async def abort(self, reason: str) -> None:
+        if not self.room.publish_allowed:
+            raise NotPermitted(NOT_PERMITTED)
         self._end(reason)
 
     def _end(self, reason: str | None, attributes: Mapping[str, str] | None = None) -> None:

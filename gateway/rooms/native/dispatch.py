@@ -115,7 +115,8 @@ class Dispatch:
                 self._answers.pop(key, None)
         body = getattr(event, answered)
         if body.HasField("error"):
-            raise rtc.StreamError(body.error.description)
+            # Of a trailer that is sent by itself the error is a word, not a message.
+            raise rtc.StreamError(getattr(body.error, "description", body.error))
         return event
 
     def _sweep(self) -> None:

@@ -30,6 +30,7 @@ KEYS = {
     "text_stream_open": "async_id",
     "text_stream_writer_write": "async_id",
     "text_stream_writer_close": "async_id",
+    "send_stream_trailer": "async_id",
 }
 """The native events that have one addressee, and the field that says who it is."""
 
@@ -95,6 +96,7 @@ _FIELDS = {
         "text_stream_open.writer.handle.id",
         "text_stream_writer_write.error.description",
         "text_stream_writer_close.error.description",
+        "send_stream_trailer.error",
     ],
     "FfiRequest": [
         "text_read_incremental.reader_handle",
@@ -115,6 +117,11 @@ _FIELDS = {
         "text_stream_open.options.version",
         "text_stream_open.options.attached_stream_ids",
         "text_stream_open.options.generated",
+        "send_stream_trailer.local_participant_handle",
+        "send_stream_trailer.sender_identity",
+        "send_stream_trailer.destination_identities",
+        "send_stream_trailer.trailer.stream_id",
+        "send_stream_trailer.trailer.reason",
         "text_stream_close.writer_handle",
         "text_stream_close.reason",
     ],
@@ -123,6 +130,7 @@ _FIELDS = {
         "text_stream_open.async_id",
         "text_stream_write.async_id",
         "text_stream_close.async_id",
+        "send_stream_trailer.async_id",
     ],
 }
 """Fields of the native messages that we read or write."""

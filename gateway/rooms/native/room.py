@@ -111,6 +111,19 @@ class NativeRoom(rtc.Room):
         await writer._send_header()
         return writer
 
+    async def send_trailer(
+        self, stream_id: str, options: TextOptions, sender_identity: str, reason: str
+    ) -> None:
+        """Ends a stream as its sender, also where that one cannot; the server lets agents do that."""
+        request = ffi_pb2.FfiRequest()
+        send = request.send_stream_trailer
+        send.local_participant_handle = self.native_participant
+        send.sender_identity = sender_identity
+        send.destination_identities.extend(options.destination_identities)
+        send.trailer.stream_id = stream_id
+        send.trailer.reason = reason
+        await DISPATCH.ask(request, "send_stream_trailer", "send_stream_trailer")
+
     def _on_room_event(self, event: Any) -> None:
         super()._on_room_event(event)
         if (
