@@ -14,7 +14,7 @@ from gateway.hub import Hub
 
 Wake = Callable[[], None]
 
-EXPIRED = "The token has expired; the stream was closed."
+EXPIRED = "The token expired before the text was complete."
 
 
 class Interruption(NamedTuple):

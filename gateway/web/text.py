@@ -103,7 +103,7 @@ class TextEndpoint:
             )
         length = content_length(request)
         whole = "transfer-encoding" not in request.headers
-        limit = self._settings.max_text_bytes if whole else self._settings.max_stream_bytes
+        limit = self._writings.limit(form, whole=whole)
         if length is not None and length > limit:
             raise too_large(limit)
         if whole and form.media_type == PLAIN and "expect" in request.headers:

@@ -52,13 +52,13 @@ class UploadsEndpoint:
         length = _declared_length(request, 0, complete=complete)
         # tus-js-client makes no second request for an empty file, and never says that it is complete.
         complete = complete or length == 0
-        writing = await self._writings.begin(
-            form, options, caller, whole=complete and self._is_short(request)
-        )
+        whole = complete and self._is_short(request)
+        limit = self._writings.limit(form, whole=whole)
+        if length is not None and length > limit:
+            raise too_large(limit)
+        writing = await self._writings.begin(form, options, caller, whole=whole)
         upload = self._uploads.add(caller, writing, length)
         try:
-            if length is not None and length > upload.limit:
-                raise too_large(upload.limit)
             reader = BodyReader(request, caller, self._settings.body_idle_timeout, see)
             sent = await upload.append(
                 reader, caller, 0, complete=complete, gone=lambda: disconnected(request)

@@ -99,6 +99,12 @@ class Writings:
         )
         self._held = HeldBytes(WHOLE_TEXTS_HELD * settings.max_text_bytes)
 
+    def limit(self, form: BodyForm, *, whole: bool) -> int:
+        """Most bytes that a text of that form may have."""
+        if _is_whole(form, whole):
+            return self._settings.max_text_bytes
+        return self._settings.max_stream_bytes
+
     async def begin(
         self, form: BodyForm, options: Mapping[str, Any], caller: Caller, *, whole: bool
     ) -> Writing:
@@ -107,13 +113,13 @@ class Writings:
         A text that is streamed has its place in the room from here on. Raises what is wrong with the
         options, TooManyOpenStreams, and what joining raises.
         """
-        if form.media_type == JSON or (whole and form.media_type != LINES):
-            limit = self._settings.max_text_bytes
+        limit = self.limit(form, whole=whole)
+        if _is_whole(form, whole):
             return WholeWriting(self._hub, self._streams, self._held, form, options, caller, limit)
         decoder = BodyDecoder(
             form,
             LinesDecoder() if form.media_type == LINES else PlainDecoder(),
-            self._settings.max_stream_bytes,
+            limit,
         )
         how = sending(options, caller)
         async with AsyncExitStack() as holding:
@@ -121,6 +127,10 @@ class Writings:
             holding.enter_context(self._streams.with_id(caller.room, how.options.stream_id))
             connection = await holding.enter_async_context(connected(self._hub, how, caller))
             return StreamWriting(self._hub, how, caller, connection, decoder, holding.pop_all())
+
+
+def _is_whole(form: BodyForm, whole: bool) -> bool:
+    return form.media_type == JSON or (whole and form.media_type != LINES)
 
 
 class StreamWriting(Writing):

@@ -142,7 +142,8 @@ async def test_receivers_see_texts_open_and_close_in_the_order_of_their_sender(
         closing = uploads[::2] + uploads[1::2][::-1]
         for upload in closing:
             assert (await upload.patch(1, b"", "?1")).status_code == 200
-        heard_opened, heard_closed = [], []
+        heard_opened: list[str] = []
+        heard_closed: list[str] = []
         async with asyncio.timeout(DEADLINE):
             while len(heard_closed) < count:
                 event = await bob.heard.get()
