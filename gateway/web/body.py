@@ -41,6 +41,10 @@ FREE_EXPANSION = 1024 * 1024
 MOST_EXPANSION = 100
 """Times that a larger one may expand: text takes 3 to 20, a body made to do harm a thousand."""
 
+MEMBERS = 1_000
+"""Most members of a compressed body, each of which costs as much as 10 KB of text: a log that was appended
+to has some, a body made to do harm one for each 20 bytes."""
+
 LINE_BYTES = 64 * 1024
 """Longest line of a text that is streamed as JSON lines: a piece of text, not a text. It is held until it
 is whole, for each stream that is open."""
@@ -236,6 +240,7 @@ class _Gunzip:
 
     def __init__(self) -> None:
         self._member = _new_member()
+        self._members = 1
         self._begun = False
         self._taken = 0
         self._made = 0
@@ -244,7 +249,7 @@ class _Gunzip:
         self._taken += len(data)
         while data:
             if self._member.eof:
-                self._member = _new_member()
+                self._next_member()
             self._begun = True
             try:
                 plain = self._member.decompress(data, INFLATED_BYTES)
@@ -263,6 +268,12 @@ class _Gunzip:
     def finish(self) -> None:
         if not self._member.eof and self._begun:
             raise InvalidEncoding("The compressed body ends in its middle.")
+
+    def _next_member(self) -> None:
+        self._members += 1
+        if self._members > MEMBERS:
+            raise InvalidEncoding(f"The compressed body has more than {MEMBERS} members.")
+        self._member = _new_member()
 
 
 def _new_member() -> Any:
