@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import re
@@ -34,6 +35,10 @@ DEFAULT_TTL = "6h"
 
 LONGEST_TTL = timedelta(days=3650)
 """Beyond, a token is a secret that nobody remembers having given away."""
+
+YOUNG_OBJECTS = 10_000
+"""Objects made since the last look for garbage in cycles that begin the next one. With Python's 700 the
+logs, which keep what every text leaves behind, are looked through again and again: a tenth of a POST."""
 
 
 def make_hub(rooms: Rooms, settings: Settings) -> Hub:
@@ -106,6 +111,7 @@ def _serve(settings: Settings) -> str | None:
     """Serves; the line to end with if that cannot be done."""
     configure_logging(settings.log_level, livekit=settings.livekit_log)
     _allow_many_files()
+    _seldom_look_for_garbage()
     try:
         listening = listen(settings.host, settings.port)
     except OSError as error:
@@ -161,6 +167,13 @@ def _allow_many_files() -> None:
     """A LiveKit connection takes 100 descriptors and more; the usual soft limit of 1,024 is spent at ten."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _seldom_look_for_garbage() -> None:
+    """References free nearly everything of ours at once; what was imported is there to stay."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(YOUNG_OBJECTS)
 
 
 def main(argv: list[str]) -> int:

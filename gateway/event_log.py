@@ -324,21 +324,16 @@ class EventLog:
 
     def _evict(self) -> None:
         oldest = self._now() - self._bounds.age
-        if (
-            len(self._entries) - self._start <= self._bounds.events
-            and self._bytes <= self._bounds.bytes
-            and (self._start == len(self._entries) or self._entries[self._start].time > oldest)
-        ):
-            return
-        overdue = bisect_right(self._entries, oldest, lo=self._start, key=lambda entry: entry.time)
-        while self._start < len(self._entries) and (
-            self._start < overdue
-            or len(self._entries) - self._start > self._bounds.events
+        kept = len(self._entries) - self._start
+        while kept and (
+            kept > self._bounds.events
+            or self._entries[self._start].time <= oldest
             # The newest stays however large it is: else nobody would ever be handed it.
-            or (self._bytes > self._bounds.bytes and self._start < len(self._entries) - 1)
+            or (self._bytes > self._bounds.bytes and kept > 1)
         ):
             self._drop(self._entries[self._start])
             self._start += 1
+            kept -= 1
         if self._start > len(self._entries) // 2:
             del self._entries[: self._start]
             self._start = 0

@@ -351,7 +351,8 @@ class Hub:
             slot.linger.cancel()
             slot.linger = None
         try:
-            await asyncio.wait({slot.started})
+            if not slot.started.done():
+                await asyncio.wait({slot.started})
             slot.started.result()
         except BaseException:
             self._release(slot)

@@ -130,11 +130,14 @@ class ParticipantSession(Connection):
 
     async def settled(self) -> None:
         """Once we are in the room with the newest grants. Raises Draining, LiveKitUnavailable."""
-        try:
-            async with asyncio.timeout(RENEW_TIMEOUT):
-                await self._settled.wait()
-        except TimeoutError:
-            raise LiveKitUnavailable("Joining again with the newer token takes too long.") from None
+        if not self._settled.is_set():
+            try:
+                async with asyncio.timeout(RENEW_TIMEOUT):
+                    await self._settled.wait()
+            except TimeoutError:
+                raise LiveKitUnavailable(
+                    "Joining again with the newer token takes too long."
+                ) from None
         self.require_up()
 
     def nudge(self) -> None:  # the other presence of our identity may be gone
