@@ -10,10 +10,10 @@ SOURCES := $(wildcard gateway tests tools benchmarks)
 TEST_PROGRAMS := chromium nginx npm redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-joins bench-cold lock clean
+.PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold lock clean
 
 help:       ## list these commands
-	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-11s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
 
 install: $(STAMP)  ## make .venv with everything in requirements-dev.txt (PYTHON=python3.12 picks the interpreter)
 
@@ -56,6 +56,9 @@ bench-rooms: install  ## measure what open rooms cost, beside the SDK alone (abo
 
 bench-send: install  ## measure how many texts a connection sends, beside the SDK alone (about 2 minutes)
 	@$(VENV)/bin/python -m benchmarks.send_rate $(ARGS)
+
+bench-streamed: install  ## measure texts that are streamed by POST, beside a bare SDK writer (about 3 minutes)
+	@$(VENV)/bin/python -m benchmarks.streamed $(ARGS)
 
 bench-joins: install  ## measure memory over 1,000 joins and leaves, beside the SDK alone (about 5 minutes)
 	@$(VENV)/bin/python -m benchmarks.joins $(ARGS)

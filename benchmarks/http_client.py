@@ -42,9 +42,11 @@ class KeptConnection:
         """Begins a chunked POST, to be gone on with by `piece` and `end`."""
         self._writer.write(self._head + b"Transfer-Encoding: chunked\r\n\r\n")
 
-    def piece(self, text: str) -> None:
+    async def piece(self, text: str) -> None:
+        """Returns when less than the transport's 64 KiB wait for the kernel to take them."""
         body = text.encode()
         self._writer.write(b"%x\r\n%s\r\n" % (len(body), body))
+        await self._writer.drain()
 
     async def end(self) -> bytes:
         self._writer.write(b"0\r\n\r\n")

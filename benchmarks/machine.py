@@ -1,16 +1,21 @@
 """What it was measured on, and what the measuring cost each process."""
 
+import asyncio
 import os
 import platform
 import resource
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from livekit import rtc
 
 from gateway import __version__
 from tools.livekit_server import VERSION as LIVEKIT_SERVER_VERSION
+
+MEMORY_LOOKS = 0.1
+"""Seconds between two looks at a process's memory: each costs some 20 us."""
 
 _PROC = Path("/proc")
 
@@ -32,6 +37,36 @@ def memory(pid: int | str = "self") -> int:
     """Bytes that the process holds in memory; 0 where there is no /proc."""
     statm = _PROC / str(pid) / "statm"
     return int(statm.read_text().split()[1]) * resource.getpagesize() if statm.is_file() else 0
+
+
+class Growth:
+    """How far the memory of a process has risen above what it was when this was made."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._before = memory(pid)
+        self.most = 0
+
+    def look(self) -> None:
+        self.most = max(self.most, memory(self._pid) - self._before)
+
+
+@asynccontextmanager
+async def growing(pid: int) -> AsyncIterator[Growth]:
+    """Looks at the process's memory while the context lasts."""
+    growth = Growth(pid)
+
+    async def watch() -> None:
+        while True:
+            growth.look()
+            await asyncio.sleep(MEMORY_LOOKS)
+
+    watching = asyncio.create_task(watch())
+    try:
+        yield growth
+    finally:
+        watching.cancel()
+        growth.look()
 
 
 def allow_many_files() -> None:

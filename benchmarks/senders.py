@@ -1,16 +1,18 @@
 """Both ways for a text into a room: by POST to the gateway, and by the SDK alone."""
 
 import asyncio
+import hashlib
 import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
 
 from livekit import rtc
 
 from benchmarks.http_client import KeptConnection
-from benchmarks.texts import stamped
+from benchmarks.texts import LOOK, bulky, stamped
 from gateway.rooms.base import Room, TextOptions
 
 TOPIC = "bench"
@@ -35,7 +37,7 @@ class Sender(ABC):
         """One whole text; returns when it is accepted."""
 
     @abstractmethod
-    def streaming(self) -> AbstractAsyncContextManager[Write]:
+    def streaming(self, lane: int) -> AbstractAsyncContextManager[Write]:
         """One streamed text, ended with the context."""
 
     @abstractmethod
@@ -52,20 +54,16 @@ class HttpSender(Sender):
             self._lanes.append(await KeptConnection.open(*self._target))
 
     async def is_heard(self) -> bool:
-        return bool(json.loads(await self._lanes[0].post("."))["listeners"])
+        return bool(json.loads(await self._lanes[0].post(LOOK))["listeners"])
 
     async def send(self, text: str, lane: int) -> None:
         await self._lanes[lane].post(text)
 
     @asynccontextmanager
-    async def streaming(self) -> AsyncIterator[Write]:
-        connection = self._lanes[0]
-
-        async def write(text: str) -> None:
-            connection.piece(text)
-
+    async def streaming(self, lane: int) -> AsyncIterator[Write]:
+        connection = self._lanes[lane]
         connection.begin()
-        yield write
+        yield connection.piece
         await connection.end()
 
     async def close(self) -> None:
@@ -87,7 +85,7 @@ class SdkSender(Sender):
         await self._room.local_participant.send_text(text, topic=TOPIC)
 
     @asynccontextmanager
-    async def streaming(self) -> AsyncIterator[Write]:
+    async def streaming(self, lane: int) -> AsyncIterator[Write]:
         writer = await self._room.local_participant.stream_text(topic=TOPIC)
         yield writer.write
         await writer.aclose()
@@ -112,7 +110,7 @@ class RoomsSender(Sender):
         await self._room.send_text(text, TextOptions(TOPIC))
 
     @asynccontextmanager
-    async def streaming(self) -> AsyncIterator[Write]:
+    async def streaming(self, lane: int) -> AsyncIterator[Write]:
         writer = await self._room.open_text_stream(TextOptions(TOPIC))
         yield writer.write
         await writer.close()
@@ -151,11 +149,57 @@ async def at_once(sender: Sender, count: int, lanes: int) -> float:
     return time.monotonic() - started
 
 
-async def piecewise(sender: Sender, count: int, interval: float) -> float:
-    """Streams one text of `count` pieces, one every `interval` seconds; how long it took."""
+async def piecewise(sender: Sender, count: int, interval: float, streams: int = 1) -> float:
+    """Streams so many texts at once, each of `count` pieces, one every `interval` seconds; how long it
+    took. They begin one after the other within the first interval, and are numbered through."""
     started = time.monotonic()
-    async with sender.streaming() as write:
-        for number in range(count):
-            await asyncio.sleep(max(0.0, started + number * interval - time.monotonic()))
-            await write(stamped(number))
+
+    async def stream(lane: int) -> None:
+        begin = started + lane * interval / streams
+        await _until(begin)
+        async with sender.streaming(lane) as write:
+            for number in range(count):
+                await _until(begin + number * interval)
+                await write(stamped(lane * count + number))
+
+    async with asyncio.TaskGroup() as group:
+        for lane in range(streams):
+            group.create_task(stream(lane))
     return time.monotonic() - started
+
+
+async def _until(moment: float) -> None:
+    await asyncio.sleep(max(0.0, moment - time.monotonic()))
+
+
+@dataclass(frozen=True, slots=True)
+class BulkSent:
+    """One text that was streamed as fast as it was taken."""
+
+    size: int
+    """In bytes."""
+    sha256: str
+    seconds: float
+    """Until it was accepted as a whole."""
+    waited: float
+    """Seconds that its sender was not let go on."""
+    longest_wait: float
+
+
+async def bulk(sender: Sender, count: int) -> BulkSent:
+    """Streams one text of `count` bulky pieces."""
+    digest = hashlib.sha256()
+    size = 0
+    waits: list[float] = []
+    started = time.monotonic()
+    async with sender.streaming(0) as write:
+        for number in range(count):
+            text = bulky(number)
+            body = text.encode()
+            digest.update(body)
+            size += len(body)
+            written = time.monotonic()
+            await write(text)
+            waits.append(time.monotonic() - written)
+    seconds = time.monotonic() - started
+    return BulkSent(size, digest.hexdigest(), seconds, sum(waits), max(waits))

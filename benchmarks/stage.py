@@ -24,11 +24,11 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
 """Twice what the gateway gives its event streams to end by themselves."""
 
-ANSWER_SECONDS = 30.0
-"""No round takes half of it: a worker that is silent for so long has failed."""
+ANSWER_SECONDS = 120.0
+"""The longest rounds take half of it: a worker that is silent for so long has failed."""
 
 ANSWER_BYTES = 1024 * 1024
-"""A round's figures are one line of some 20 kB."""
+"""A round's figures are one line of some 20 to 150 kB."""
 
 TOKEN_TTL = timedelta(hours=1)
 

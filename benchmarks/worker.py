@@ -13,7 +13,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import uvloop
 from jwt.warnings import InsecureKeyLengthWarning
@@ -21,7 +21,14 @@ from livekit import rtc
 
 from benchmarks import machine
 from benchmarks.connections import Connections, GatewayConnections, Newcomers, SdkConnections
-from benchmarks.receivers import Receiver, listen, subscribe
+from benchmarks.receivers import (
+    Arrivals,
+    DigestReceiver,
+    Receiver,
+    StreamReceiver,
+    listen,
+    subscribe,
+)
 from benchmarks.senders import (
     TOPIC,
     HttpSender,
@@ -29,6 +36,7 @@ from benchmarks.senders import (
     SdkSender,
     Sender,
     at_once,
+    bulk,
     one_by_one,
     piecewise,
     until_heard,
@@ -36,7 +44,12 @@ from benchmarks.senders import (
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
 
+T = TypeVar("T")
+
 Command = Callable[..., Awaitable[Any]]
+
+Commands = contextlib.AbstractAsyncContextManager[Mapping[str, Command]]
+"""Of one role, by name, while it lasts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,8 +108,10 @@ async def http_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
 
 
 @contextlib.asynccontextmanager
-async def sdk_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
-    receiver = Receiver()
+async def sdk_receiver(
+    arrivals: Callable[[], Arrivals[T]], place: Place
+) -> AsyncIterator[Mapping[str, Command]]:
+    receiver = arrivals()
     room = rtc.Room()
     listen(receiver, room)
     await _joined(place, room)
@@ -137,12 +152,14 @@ async def newcomers(place: Place) -> AsyncIterator[Mapping[str, Command]]:
 
 DEAF = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
 
-ROLES = {
+ROLES: Mapping[str, Callable[[Place], Commands]] = {
     "http_sender": http_sender,
     "sdk_sender": sdk_sender,
     "rooms_sender": rooms_sender,
     "http_receiver": http_receiver,
-    "sdk_receiver": sdk_receiver,
+    "sdk_receiver": partial(sdk_receiver, Receiver),
+    "sdk_stream_receiver": partial(sdk_receiver, StreamReceiver),
+    "sdk_digest_receiver": partial(sdk_receiver, DigestReceiver),
     "gateway_connections": gateway_connections,
     "sdk_connections": sdk_connections,
     "newcomers": newcomers,
@@ -150,7 +167,7 @@ ROLES = {
 
 
 def _sender_commands(sender: Sender) -> Mapping[str, Command]:
-    commands = (until_heard, one_by_one, at_once, piecewise)
+    commands = (until_heard, one_by_one, at_once, piecewise, bulk)
     return {command.__name__: partial(command, sender) for command in commands}
 
 
@@ -188,7 +205,7 @@ async def _input_lines() -> asyncio.StreamReader:
 
 
 def _answer(value: object) -> None:
-    print(json.dumps(value), flush=True)
+    print(json.dumps(value, default=asdict), flush=True)
 
 
 if __name__ == "__main__":
