@@ -87,6 +87,11 @@ class Entry(NamedTuple):
         return self.topic is None or self.topic in topics
 
 
+_DROPPED = Entry(0, 0.0, "", None, b"")
+"""In the place of an entry that is not kept any more, until the list is cut: what is behind `_start`
+would hold as much memory as the bounds allow once more."""
+
+
 class Read(NamedTuple):
     frames: list[bytes]
     seq: int
@@ -338,6 +343,7 @@ class EventLog:
             or (self._bytes > self._bounds.bytes and self._start < len(self._entries) - 1)
         ):
             self._drop(self._entries[self._start])
+            self._entries[self._start] = _DROPPED
             self._start += 1
         if self._start > len(self._entries) // 2:
             del self._entries[: self._start]

@@ -1,6 +1,8 @@
 """The log against a plain model of it, and its bounds one by one."""
 
 import json
+import tracemalloc
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import pytest
@@ -108,6 +110,23 @@ def test_one_event_larger_than_the_bound_is_kept_until_the_next() -> None:
     assert _seqs(log.read(0, ["t"]).frames) == [1]
     log.append(_chunk("a", 0))
     assert _seqs(log.read(1, ["t"]).frames) == [2]
+
+
+def test_what_is_dropped_is_not_held() -> None:
+    log = EventLog(lambda event, position: bytes(10_000), LogBounds(bytes=1_000_000), "t")
+
+    assert _held_by(log, (_chunk("a", index) for index in range(190))) < 1_200_000
+
+
+def _held_by(log: EventLog, events: Iterable[StreamEvent]) -> int:
+    """Bytes that are held more than before, of events that are made one after the other."""
+    tracemalloc.start()
+    try:
+        for event in events:
+            log.append(event)
+        return tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_open_stream_keeps_its_header_when_its_beginning_is_dropped() -> None:
