@@ -27,6 +27,7 @@ from gateway.events import (
     Presence,
     StreamChunk,
     StreamClosed,
+    StreamEvent,
     StreamOpened,
 )
 
@@ -42,8 +43,12 @@ the log keeps."""
 READ_BYTES = 256 * 1024
 """What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
 
-Encode = Callable[[LogEvent, str | None], bytes]
-"""An event and its id to the bytes that go to subscribers; without an id for a replay."""
+Encode = Callable[[LogEvent, str], bytes]
+"""An event and its id to the frame that goes to subscribers."""
+
+
+_StreamKey = tuple[str, str]
+"""A sender's identity and its stream's id."""
 
 
 class Position(NamedTuple):
@@ -76,18 +81,21 @@ class LogBounds:
 
 
 class Entry(NamedTuple):
+    """An event as it is sent. Itself it is not kept: a text with one emoji has four bytes for each of its
+    characters, and the SDK leaves its UTF-8 with it."""
+
     seq: int
     time: float
     topic: str | None
     """None for an entry that everybody is shown, empty for one that nobody is."""
-    event: LogEvent | None
     frame: bytes
+    chunk_of: _StreamKey | None = None
 
     def is_for(self, topics: Collection[str]) -> bool:
         return self.topic is None or self.topic in topics
 
 
-_DROPPED = Entry(0, 0.0, "", None, b"")
+_DROPPED = Entry(0, 0.0, "", b"")
 """In the place of an entry that is not kept any more, until the list is cut: what is behind `_start`
 would hold as much memory as the bounds allow once more."""
 
@@ -103,8 +111,8 @@ class Start(NamedTuple):
 
     gap: GatewayGap | None
     seq: int
-    replay: list[LogEvent]
-    """To be sent, without ids, before following from `seq`."""
+    replay: list[bytes]
+    """Frames to be sent, without their ids, before following from `seq`."""
 
 
 class Evicted(Exception):
@@ -142,7 +150,7 @@ class EventLog:
         self._head = 0
         self._bytes = 0
         self._registered = {PARTICIPANTS: 0, **dict.fromkeys(topics, 0)}
-        self._open: dict[tuple[str, str], _OpenStream] = {}
+        self._open: dict[_StreamKey, _OpenStream] = {}
         self._interruptions: deque[Entry] = deque(maxlen=INTERRUPTIONS)
         self._watchers: set[Callable[[], None]] = set()
 
@@ -157,7 +165,8 @@ class EventLog:
             return
         seq = self._head + 1
         frame = self._encode(event, str(Position(self.epoch, seq)))
-        entry = Entry(seq, self._now(), event.topic, event, frame)
+        chunk_of = _key(event) if isinstance(event, StreamChunk) else None
+        entry = Entry(seq, self._now(), event.topic, frame, chunk_of)
         self._track_open(entry, event)
         self._add(entry)
 
@@ -175,7 +184,7 @@ class EventLog:
         before = Position(self.epoch, self._first() + index - self._start - 1)
         here = str(Position(self.epoch, self._head + 1))
         gap = GatewayGap(reason, str(before), here, presence)
-        entry = Entry(self._head + 1, self._now(), None, gap, self._encode(gap, here))
+        entry = Entry(self._head + 1, self._now(), None, self._encode(gap, here))
         self._interruptions.append(entry)
         self._add(entry)
 
@@ -201,7 +210,7 @@ class EventLog:
         """
         if topic not in self._registered:
             self._registered[topic] = self._head + 1
-            self._add(Entry(self._head + 1, self._now(), "", None, b""))
+            self._add(Entry(self._head + 1, self._now(), "", b""))
 
     def unregister_topic(self, topic: str) -> None:
         """From now on the topic is not received; a resume after this is told so if it comes back."""
@@ -248,7 +257,7 @@ class EventLog:
                 str(Position(self.epoch, min(stream.opened.seq for stream in cut))),
                 str(Position(self.epoch, max(stream.evicted_to for stream in cut))),
             )
-        return Start(gap, self._head, _events(entries))
+        return Start(gap, self._head, _frames(entries))
 
     def replay_all(self, topics: Collection[str]) -> Start:
         """Everything that is kept. Streams whose beginning was dropped are told as a gap."""
@@ -267,7 +276,7 @@ class EventLog:
             if stream.opened.seq < first and stream.opened.topic in topics
         ]
         kept = [entry for entry in self._kept(first) if entry.is_for(topics)]
-        return Start(gap, self._head, _events([*pinned, *kept]))
+        return Start(gap, self._head, _frames([*pinned, *kept]))
 
     def read(self, seq: int, topics: Collection[str]) -> Read:
         """What came after `seq` on the topics, up to READ_BYTES.
@@ -317,12 +326,11 @@ class EventLog:
     def _track_open(self, entry: Entry, event: LogEvent) -> None:
         match event:
             case StreamOpened():
-                self._open[event.participant_identity, event.stream_id] = _OpenStream(entry)
+                self._open[_key(event)] = _OpenStream(entry)
             case StreamClosed():
-                self._open.pop((event.participant_identity, event.stream_id), None)
+                self._open.pop(_key(event), None)
             case StreamChunk():
-                stream = self._open.get((event.participant_identity, event.stream_id))
-                if stream is not None:
+                if (stream := self._open.get(_key(event))) is not None:
                     stream.chunks.append(entry)
             case _:
                 pass  # not of a stream
@@ -351,9 +359,8 @@ class EventLog:
 
     def _drop(self, entry: Entry) -> None:
         self._bytes -= len(entry.frame)
-        event = entry.event
-        if isinstance(event, StreamChunk):
-            stream = self._open.get((event.participant_identity, event.stream_id))
+        if entry.chunk_of is not None:
+            stream = self._open.get(entry.chunk_of)
             if stream and stream.chunks and stream.chunks[0] is entry:
                 stream.chunks.popleft()
                 stream.evicted_to = entry.seq
@@ -363,5 +370,9 @@ class EventLog:
             wake()
 
 
-def _events(entries: list[Entry]) -> list[LogEvent]:
-    return [entry.event for entry in entries if entry.event is not None]
+def _key(event: StreamEvent) -> _StreamKey:
+    return event.participant_identity, event.stream_id
+
+
+def _frames(entries: list[Entry]) -> list[bytes]:
+    return [entry.frame for entry in entries if entry.frame]

@@ -73,7 +73,7 @@ def _hub(
     )
 
 
-def _encode(event: LogEvent, position: str | None) -> bytes:
+def _encode(event: LogEvent, position: str) -> bytes:
     text = f" {event.text}" if isinstance(event, StreamChunk) else ""
     return f"{event.type}{text}".encode()
 

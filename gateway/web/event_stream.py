@@ -196,8 +196,8 @@ class Subscriber:
         if gap is not None:
             pending.append(sse.encode(gap, None if replay else position))
         size = 0
-        for event in replay:
-            pending.append(sse.encode(event))
+        for frame in replay:
+            pending.append(sse.without_id(frame))
             size += len(pending[-1])
             if size >= READ_BYTES:
                 yield b"".join(pending)
