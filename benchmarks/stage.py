@@ -24,7 +24,7 @@ READY_SECONDS = 20.0
 STOP_SECONDS = 10.0
 """Twice what the gateway gives its event streams to end by themselves."""
 
-ANSWER_SECONDS = 90.0
+ANSWER_SECONDS = 120.0
 """The longest rounds take half of it: a worker that is silent for so long has failed."""
 
 ANSWER_BYTES = 1024 * 1024
