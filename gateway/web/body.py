@@ -32,6 +32,10 @@ LINES = "application/x-ndjson"
 PARTIAL = "application/partial-upload"
 """Of a part of an upload; what its whole is, its first request says, or text/plain."""
 
+PIECE_BYTES = 14_000
+"""How much of a plain text is handed on at a time: a packet of LiveKit's. The server reads 256 KB at once,
+which held in one piece would be as much again in each form that a text has on its way."""
+
 INFLATED_BYTES = 64 * 1024
 """How much of a compressed body is expanded at a time: what a small body expands to is never held whole."""
 
@@ -120,8 +124,9 @@ class PlainDecoder(TextDecoder):
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
 
     def feed(self, data: bytes) -> Iterator[str]:
-        if text := checked_text(self._utf8.decode, data):
-            yield text
+        for start in range(0, len(data), PIECE_BYTES):
+            if text := checked_text(self._utf8.decode, data[start : start + PIECE_BYTES]):
+                yield text
 
     def finish(self) -> Iterator[str]:
         checked_text(lambda rest: self._utf8.decode(rest, True), b"")
