@@ -9,7 +9,7 @@ GatewayError
 │   ├── InvalidLine             a line of a text that is streamed as JSON lines
 │   ├── InvalidEncoding         a body that is not what its Content-Encoding says
 │   ├── UnsupportedMediaType    a body of a type we do not take
-│   │   └── UnsupportedEncoding    or compressed otherwise than we take
+│   ├── UnsupportedEncoding     or compressed otherwise than we take
 │   ├── ExpectationFailed       an `Expect` other than 100-continue
 │   ├── BodyIdle                the sender stopped sending in the middle of its body
 │   ├── OffsetMismatch          an upload goes on elsewhere than where its sender thinks
@@ -103,7 +103,7 @@ class UnsupportedMediaType(InvalidRequest):
     code = "unsupported_media_type"
 
 
-class UnsupportedEncoding(UnsupportedMediaType):
+class UnsupportedEncoding(InvalidRequest):
     code = "unsupported_encoding"
 
 

@@ -513,7 +513,7 @@ def test_only_errors_without_heirs_are_raised() -> None:
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
 
-    assert len(groups) == 6
+    assert len(groups) == 7
     assert not groups & called
 
 
