@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import replace
 
 import pytest
@@ -24,11 +24,10 @@ from gateway.hub import Hub
 from gateway.rooms.base import (
     Listener,
     Participant,
-    StreamHeader,
     TextOptions,
-    TextStreamWriter,
 )
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
+from tests.gated_rooms import GatedRooms
 
 DEADLINE = 5.0
 
@@ -212,59 +211,6 @@ async def test_draining_sees_a_join_under_way_out() -> None:
         await asyncio.wait({joining})
 
     assert rooms.identities("r") == set()
-
-
-class GatedRoom(MemoryRoom):
-    """A room of the twin that takes a text only when it is told to."""
-
-    gate: asyncio.Event
-    taking: asyncio.Event
-
-    async def send_text(
-        self, text: str, options: TextOptions, sender: str | None = None
-    ) -> StreamHeader:
-        self.taking.set()
-        await self.gate.wait()
-        return await super().send_text(text, options, sender)
-
-    async def open_text_stream(
-        self, options: TextOptions, sender: str | None = None
-    ) -> TextStreamWriter:
-        return GatedWriter(self, await super().open_text_stream(options, sender))
-
-
-class GatedWriter(TextStreamWriter):
-    def __init__(self, room: GatedRoom, writer: TextStreamWriter) -> None:
-        self.header = writer.header
-        self._room = room
-        self._writer = writer
-
-    async def write(self, text: str) -> None:
-        self._room.taking.set()
-        await self._room.gate.wait()
-        await self._writer.write(text)
-
-    async def close(self, attributes: Mapping[str, str] | None = None) -> None:
-        await self._writer.close(attributes)
-
-    async def abort(self, reason: str) -> None:
-        await self._writer.abort(reason)
-
-
-class GatedRooms(MemoryRooms):
-    def __init__(self) -> None:
-        super().__init__()
-        self.gate = asyncio.Event()
-        self.taking = asyncio.Event()
-
-    async def join(
-        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
-    ) -> MemoryRoom:
-        joined = await super().join(room, identity, token, topics, listener)
-        gated = GatedRoom(joined.identity, joined.listener, joined.present, topics=joined.topics)
-        gated.gate, gated.taking = self.gate, self.taking
-        joined.present[identity] = gated
-        return gated
 
 
 async def test_a_text_in_flight_is_accepted_though_the_gateway_is_draining() -> None:

@@ -175,7 +175,8 @@ class StreamWriting(Writing):
 
     async def abort(self, reason: str) -> None:
         if self._stream is not None:
-            await self._stream.abort(reason)
+            # Receivers are told why its connection ends, not how its sender is told of that.
+            await self._stream.abort(self._connection.ended or reason)
 
     async def aclose(self) -> None:
         await self._holding.aclose()

@@ -8,8 +8,10 @@ from livekit import api
 
 from gateway.rooms.base import Listener, TextOptions
 from gateway.rooms.memory import MemoryRooms
+from gateway.settings import Settings
 from tests.conftest import Serve
-from tests.running_gateway import EventStream, RunningGateway
+from tests.gated_rooms import GatedRooms
+from tests.running_gateway import EventStream, RunningGateway, running
 
 
 async def _texts(events: EventStream, count: int) -> list[str]:
@@ -377,6 +379,32 @@ async def test_draining_closes_an_upload_as_incomplete_and_tells_its_sender(
 
     assert (closed.data["complete"], closed.data["reason"]) == (False, "drain")
     assert (status, problem["code"]) == (503, "draining")
+
+
+async def test_draining_is_the_reason_of_a_stream_also_while_another_text_is_in_flight(
+    room: str,
+) -> None:
+    rooms = GatedRooms()
+    rooms.gate.set()
+    async with (
+        running(rooms, Settings("ws://in-process", "devkey", "secret")) as gateway,
+        gateway.events(room, "carol") as carol,
+        gateway.upload(room, "carol") as upload,
+    ):
+        await carol.until("gateway.opened")
+        upload.send(b"half")
+        await carol.until("stream.chunk")
+        rooms.gate.clear()
+        rooms.taking.clear()
+        posting = asyncio.create_task(gateway.post(room, "carol", "in flight"))
+        await asyncio.wait_for(rooms.taking.wait(), 5)
+        gateway.server.should_exit = True
+        closed = await carol.until("stream.closed")
+        rooms.gate.set()
+
+        assert (closed.data["complete"], closed.data["reason"]) == (False, "drain")
+        assert (await upload.answer())[0] == 503
+        assert (await posting).status_code == 200
 
 
 async def test_a_whole_text_that_is_still_arriving_is_refused_when_the_gateway_drains(
