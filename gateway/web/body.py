@@ -170,7 +170,7 @@ class LinesDecoder(TextDecoder):
                 yield require_encodable(text)
             case {"close": {**end}, **others} if not others and end.keys() <= {"attributes"}:
                 self._closed = True
-                self.trailer = string_attributes(end.get("attributes", {}))
+                self.trailer = self._attributes(end.get("attributes", {}))
             case _:
                 raise self._invalid(
                     'is neither a string nor {"text": "…"} nor {"close": {"attributes": {…}}}'
@@ -181,6 +181,14 @@ class LinesDecoder(TextDecoder):
             return json.loads(checked_text(bytes.decode, line), object_pairs_hook=_unique)
         except (ValueError, RecursionError):
             raise self._invalid("is not JSON") from None
+        except InvalidParameter:
+            raise self._invalid("has a member twice") from None
+
+    def _attributes(self, given: object) -> dict[str, str]:
+        try:
+            return string_attributes(given)
+        except InvalidParameter as error:
+            raise InvalidLine(f"Line {self._number} of the body: {error.detail}") from None
 
     def _require_short(self, line: bytes) -> None:
         if len(line) > LINE_BYTES:
