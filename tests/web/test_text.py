@@ -1,6 +1,7 @@
 """POST /rooms/{room}/text, as it is heard by others, and every way in which it is refused."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -376,6 +377,11 @@ async def test_a_long_whole_text_arrives_whole(serve: Serve, room: str) -> None:
     assert heard["end"]["complete"] is True
 
 
+GZIP = [("Content-Encoding", "gzip")]
+
+TYPES = {"content": "text/plain", "json": "application/json", "lines": "application/x-ndjson"}
+"""Of a body, by how the table below calls it."""
+
 BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "invalid UTF-8": ({"content": b"\xff\xfe"}, 400, "invalid_text"),
     "truncated UTF-8": ({"content": b"\xe2\x82"}, 400, "invalid_text"),
@@ -393,6 +399,16 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     "identity empty": ({"query": "?to="}, 400, "invalid_parameter"),
     "too many parameters": ({"query": "?" + "to=x&" * 201}, 400, "invalid_parameter"),
     "attributes too large": ({"query": "?attr.a=" + "x" * 14_000}, 413, "header_too_large"),
+    "name of an attribute too long": (
+        {"query": "?attr." + "n" * 257 + "=1"},
+        400,
+        "invalid_parameter",
+    ),
+    "attributes of JSON too large": (
+        {"json": json.dumps({"text": "", "attributes": {"a": "x" * 14_000}})},
+        413,
+        "header_too_large",
+    ),
     "no type": ({"type": None}, 415, "unsupported_media_type"),
     "a form, as curl -d sends": (
         {"type": "application/x-www-form-urlencoded"},
@@ -405,18 +421,190 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
         "unsupported_media_type",
     ),
     "another charset": ({"type": "text/plain; charset=latin1"}, 415, "unsupported_media_type"),
+    "two types": ({"headers": [("Content-Type", "text/plain")]}, 415, "unsupported_media_type"),
+    "a part of nothing": (
+        {"type": "application/partial-upload"},
+        415,
+        "unsupported_media_type",
+    ),
     "a coding other than gzip": (
-        {"headers": {"Content-Encoding": "br"}},
+        {"headers": [("Content-Encoding", "br")]},
         415,
         "unsupported_encoding",
     ),
-    "not gzip": ({"headers": {"Content-Encoding": "gzip"}}, 400, "invalid_encoding"),
+    "two codings": (
+        {"headers": [("Content-Encoding", "gzip, gzip")]},
+        415,
+        "unsupported_encoding",
+    ),
+    "the coding twice": (
+        {"headers": GZIP * 2},
+        400,
+        "invalid_parameter",
+    ),
+    "not gzip": ({"headers": GZIP}, 400, "invalid_encoding"),
+    "gzip cut short": (
+        {"headers": GZIP, "content": gzip.compress(b"text")[:-1]},
+        400,
+        "invalid_encoding",
+    ),
+    "gzip and more": (
+        {"headers": GZIP, "content": gzip.compress(b"text") + b"\0"},
+        400,
+        "invalid_encoding",
+    ),
+    "gzip of what is not UTF-8": (
+        {"headers": GZIP, "content": gzip.compress(b"\xff")},
+        400,
+        "invalid_text",
+    ),
+    "gzip of more than the limit": (
+        {"headers": GZIP, "content": gzip.compress(b"x" * (1024 * 1024 + 1))},
+        413,
+        "body_too_large",
+    ),
+    "gzip of blank lines without end": (
+        {"headers": GZIP, "lines": gzip.compress(b"\n" * 2_000_000)},
+        413,
+        "body_too_large",
+    ),
+    "stream id empty": ({"query": "?stream_id="}, 400, "invalid_parameter"),
+    "stream id too long": ({"query": "?stream_id=" + "s" * 257}, 400, "invalid_parameter"),
+    "stream id with NUL": ({"query": "?stream_id=a%00"}, 400, "invalid_parameter"),
+    "stream id not a string": (
+        {"json": '{"text": "", "stream_id": 1}'},
+        400,
+        "invalid_parameter",
+    ),
+    "stream id null": ({"json": '{"text": "", "stream_id": null}'}, 400, "invalid_parameter"),
+    "reply to nothing": ({"query": "?reply_to_stream_id="}, 400, "invalid_parameter"),
+    "operation unknown": (
+        {"query": "?stream_id=a&operation=delete"},
+        400,
+        "invalid_parameter",
+    ),
+    "operation not a string": (
+        {"json": '{"text": "", "stream_id": "a", "operation": ["update"]}'},
+        400,
+        "invalid_parameter",
+    ),
+    "update of nothing": ({"query": "?operation=update"}, 400, "invalid_parameter"),
+    "version negative": ({"query": "?version=-1"}, 400, "invalid_parameter"),
+    "version not whole": ({"query": "?version=1.5"}, 400, "invalid_parameter"),
+    "version with a point": ({"json": '{"text": "", "version": 1.0}'}, 400, "invalid_parameter"),
+    "version a bool": ({"json": '{"text": "", "version": true}'}, 400, "invalid_parameter"),
+    "version a string": ({"json": '{"text": "", "version": "1"}'}, 400, "invalid_parameter"),
+    "version too large": ({"query": f"?version={2**31}"}, 400, "invalid_parameter"),
+    "version without end": ({"query": "?version=" + "9" * 5_000}, 400, "invalid_parameter"),
+    "version in other digits": ({"query": "?version=%D9%A1"}, 400, "invalid_parameter"),
+    "generated neither 1 nor 0": ({"query": "?generated=true"}, 400, "invalid_parameter"),
+    "generated not a bool": ({"json": '{"text": "", "generated": 1}'}, 400, "invalid_parameter"),
+    "attached stream id empty": ({"query": "?attached_stream_ids="}, 400, "invalid_parameter"),
+    "attached stream id too long": (
+        {"query": "?attached_stream_ids=" + "s" * 257},
+        400,
+        "invalid_parameter",
+    ),
+    "attached stream ids not strings": (
+        {"json": '{"text": "", "attached_stream_ids": [1]}'},
+        400,
+        "invalid_parameter",
+    ),
+    "attached stream ids too many": (
+        {"json": json.dumps({"text": "", "attached_stream_ids": ["s" * 256] * 60})},
+        413,
+        "header_too_large",
+    ),
+    "key empty": ({"headers": [("Idempotency-Key", "")]}, 400, "invalid_parameter"),
+    "key of quotes": ({"headers": [("Idempotency-Key", '""')]}, 400, "invalid_parameter"),
+    "key too long": ({"headers": [("Idempotency-Key", "k" * 256)]}, 400, "invalid_parameter"),
+    "key not ASCII": (
+        {"headers": [("Idempotency-Key", "ü".encode())]},
+        400,
+        "invalid_parameter",
+    ),
+    "key of two words": ({"headers": [("Idempotency-Key", "a b")]}, 400, "invalid_parameter"),
+    "key quoted by half": ({"headers": [("Idempotency-Key", '"a')]}, 400, "invalid_parameter"),
+    "two keys": ({"headers": [("Idempotency-Key", "k")] * 2}, 400, "invalid_parameter"),
+    "complete neither ?0 nor ?1": (
+        {"headers": [("Upload-Complete", "1")]},
+        400,
+        "invalid_parameter",
+    ),
+    "complete empty": ({"headers": [("Upload-Complete", "")]}, 400, "invalid_parameter"),
+    "complete twice": ({"headers": [("Upload-Complete", "?0")] * 2}, 400, "invalid_parameter"),
+    "length negative": (
+        {"headers": [("Upload-Complete", "?0"), ("Upload-Length", "-1")]},
+        400,
+        "invalid_parameter",
+    ),
+    "length not a number": (
+        {"headers": [("Upload-Complete", "?0"), ("Upload-Length", "1e3")]},
+        400,
+        "invalid_parameter",
+    ),
+    "length of too many digits": (
+        {"headers": [("Upload-Complete", "?0"), ("Upload-Length", "1" * 16)]},
+        400,
+        "invalid_parameter",
+    ),
+    "length over the limit": (
+        {"headers": [("Upload-Complete", "?0"), ("Upload-Length", str(2**30 + 1))]},
+        413,
+        "body_too_large",
+    ),
+    "length of another body": (
+        {"headers": [("Upload-Complete", "?1"), ("Upload-Length", "5")]},
+        400,
+        "length_mismatch",
+    ),
+    "an expectation unknown": ({"headers": [("Expect", "a-miracle")]}, 417, "expectation_failed"),
+    "two expectations": (
+        {"headers": [("Expect", "100-continue")] * 2},
+        417,
+        "expectation_failed",
+    ),
+    "a line that is not JSON": ({"lines": "{"}, 400, "invalid_line"),
+    "a line that is a number": ({"lines": "1"}, 400, "invalid_line"),
+    "a line that is an array": ({"lines": '["text"]'}, 400, "invalid_line"),
+    "a line nested beyond reason": ({"lines": "[" * 20_000}, 400, "invalid_line"),
+    "a line without a text": ({"lines": "{}"}, 400, "invalid_line"),
+    "a line with an unknown member": (
+        {"lines": '{"text": "a", "topic": "b"}'},
+        400,
+        "invalid_line",
+    ),
+    "a line with two members": ({"lines": '{"text": "a", "close": {}}'}, 400, "invalid_line"),
+    "a line with a member twice": ({"lines": '{"text": "a", "text": "b"}'}, 400, "invalid_line"),
+    "a line whose text is no string": ({"lines": '{"text": 1}'}, 400, "invalid_line"),
+    "a line not UTF-8": ({"lines": b'"\xff"'}, 400, "invalid_text"),
+    "a line with a lone surrogate": ({"lines": '"\\ud800"'}, 400, "invalid_text"),
+    "a line too long": ({"lines": json.dumps("x" * 65_536)}, 413, "body_too_large"),
+    "a line after the last": ({"lines": '{"close": {}}\n"text"'}, 400, "invalid_line"),
+    "a last line of another form": ({"lines": '{"close": true}'}, 400, "invalid_line"),
+    "a last line with an unknown member": ({"lines": '{"close": {"a": "b"}}'}, 400, "invalid_line"),
+    "attributes of the last line not strings": (
+        {"lines": '{"close": {"attributes": {"a": 1}}}'},
+        400,
+        "invalid_line",
+    ),
+    "name of an attribute of the last line too long": (
+        {"lines": json.dumps({"close": {"attributes": {"n" * 257: ""}}})},
+        400,
+        "invalid_line",
+    ),
+    "attributes of the last line too large": (
+        {"lines": json.dumps({"close": {"attributes": {"a": "x" * 14_000}}})},
+        413,
+        "header_too_large",
+    ),
     "whole text over the limit": ({"content": b"x" * (1024 * 1024 + 1)}, 413, "body_too_large"),
     "not JSON": ({"json": "{"}, 400, "invalid_parameter"),
     "nested beyond reason": ({"json": "[" * 1000}, 400, "invalid_parameter"),
     "not an object": ({"json": '["text"]'}, 400, "invalid_parameter"),
     "no text": ({"json": "{}"}, 400, "invalid_parameter"),
     "text not a string": ({"json": '{"text": 1}'}, 400, "invalid_parameter"),
+    "a number without end": ({"json": '{"text": ' + "1" * 5_000}, 400, "invalid_parameter"),
     "lone surrogate": ({"json": '{"text": "\\ud800"}'}, 400, "invalid_text"),
     "lone surrogate in an attribute": (
         {"json": '{"text": "", "attributes": {"a": "\\ud800"}}'},
@@ -470,14 +658,13 @@ async def test_nothing_of_any_bad_input_reaches_a_real_room(
 
 async def _refuses(gateway: RunningGateway, room: str, case: str) -> None:
     request, status, code = BAD[case]
-    headers = {**gateway.bearer("carol", room), **request.get("headers", {})}
-    if content_type := request.get(
-        "type", "application/json" if "json" in request else "text/plain"
-    ):
-        headers["Content-Type"] = content_type
+    body = next((name for name in TYPES if name in request), "content")
+    headers = [*gateway.bearer("carol", room).items(), *request.get("headers", ())]
+    if content_type := request.get("type", TYPES[body]):
+        headers.append(("Content-Type", content_type))
     answer = await gateway.client.post(
         f"/rooms/{request.get('room', room)}/text{request.get('query', '')}",
-        content=request.get("json", request.get("content", b"text")),
+        content=request.get(body, b"text"),
         headers=headers,
     )
 
@@ -485,6 +672,84 @@ async def _refuses(gateway: RunningGateway, room: str, case: str) -> None:
     assert answer.headers["content-type"] == "application/problem+json"
     assert answer.json()["status"] == status
     assert answer.json()["detail"]
+
+
+BAD_TAILS: dict[str, tuple[bytes, int, str]] = {
+    "not JSON": (b"{\n", 400, "invalid_line"),
+    "not JSON, at the end": (b"{", 400, "invalid_line"),
+    "no text": (b"1\n", 400, "invalid_line"),
+    "not UTF-8": (b'"\xff"\n', 400, "invalid_text"),
+    "lone surrogate": (b'"\\ud800"\n', 400, "invalid_text"),
+    "too long": (b'"' + b"x" * 65_536, 413, "body_too_large"),
+    "after the last": (b'{"close": {}}\n"more"\n', 400, "invalid_line"),
+    "wrong attributes": (b'{"close": {"attributes": {"a": 1}}}\n', 400, "invalid_line"),
+    "attributes too large": (
+        json.dumps({"close": {"attributes": {"a": "x" * 14_000}}}).encode(),
+        413,
+        "header_too_large",
+    ),
+}
+"""What is wrong with a line after good ones."""
+
+
+@pytest.mark.parametrize("case", BAD_TAILS, ids=list(BAD_TAILS))
+async def test_a_line_that_is_wrong_after_good_ones_ends_the_text_as_incomplete(
+    serve: Serve, room: str, case: str
+) -> None:
+    tail, status, code = BAD_TAILS[case]
+    async with (
+        serve() as gateway,
+        gateway.events(room, "bob") as bob,
+        gateway.upload(room, "carol", content_type="application/x-ndjson") as upload,
+    ):
+        await bob.until("gateway.opened")
+        upload.send(b'"good "\n')
+        assert (await bob.until("stream.chunk")).data["text"] == "good "
+        upload.send(tail)
+        upload.finish()
+        closed = await bob.until("stream.closed")
+        answer = await upload.answer()
+
+    assert (answer[0], answer[1]["code"]) == (status, code)
+    assert (closed.data["complete"], closed.data["reason"]) == (False, code)
+    assert (closed.data["size"], closed.data["attributes"]) == (5, {})
+
+
+@pytest.mark.parametrize(
+    ("tail", "status", "code"),
+    [
+        (b"not gzip", 400, "invalid_encoding"),
+        (gzip.compress(b"more")[:-1], 400, "invalid_encoding"),
+        (gzip.compress(b"\xff"), 400, "invalid_text"),
+        (gzip.compress(b"x" * 50_000_000), 413, "body_too_large"),
+    ],
+    ids=["garbage", "cut short", "not UTF-8", "bomb"],
+)
+async def test_a_compressed_body_that_is_wrong_after_a_good_part_ends_the_text_as_incomplete(
+    serve_memory: Serve, room: str, tail: bytes, status: int, code: str
+) -> None:
+    seen = asyncio.Event()
+
+    async def body() -> AsyncIterator[bytes]:
+        yield gzip.compress(b"good ")
+        await seen.wait()
+        yield tail
+
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        headers = {**gateway.bearer("carol", room), "Content-Type": "text/plain", **dict(GZIP)}
+        posting = asyncio.create_task(
+            gateway.client.post(f"/rooms/{room}/text", content=body(), headers=headers)
+        )
+        assert (await bob.until("stream.chunk")).data["text"] == "good "
+        seen.set()
+        closed = await bob.until("stream.closed")
+        answer = await posting
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert (closed.data["complete"], closed.data["reason"]) == (False, code)
+    # A body that is made to expand is given up at a hundred times its size.
+    assert closed.data["size"] <= 5 + 100 * (len(tail) + 25)
 
 
 async def test_curl_d_is_told_how_to_send_text(serve_memory: Serve, room: str) -> None:
