@@ -4,6 +4,7 @@ import ast
 import asyncio
 import base64
 import dataclasses
+import gzip
 import hashlib
 import inspect
 import json
@@ -22,20 +23,21 @@ import yaml
 from livekit import api
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
+from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from gateway import __version__, errors, events, server
+from gateway import __version__, errors, events, idempotency, server, session
 from gateway.errors import GatewayError
 from gateway.event_log import EventLog, LogBounds
 from gateway.hub import Hub
 from gateway.outgoing import Sent
-from gateway.rooms import base
+from gateway.rooms import base, livekit
 from gateway.rooms.memory import MemoryRooms
-from gateway.rooms.native import room as native_room
+from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
-from gateway.web import options, problems, sse
-from gateway.web.app import make_app
+from gateway.web import body, options, problems, sse, upload, writing
+from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
 
@@ -49,9 +51,10 @@ SETTINGS = Settings("ws://localhost", "devkey", "secret")
 PAGE_ASSETS = {"/", "/page.css", "/page.js"}
 """For people: a page and its parts, which no program calls and whose form promises nothing."""
 
-METHODS = ("get", "head", "post", "put", "patch", "delete")
+METHODS = ("get", "head", "post", "put", "patch", "delete", "options")
 
 TEXT = "/rooms/{room}/text"
+UPLOAD = "/rooms/{room}/uploads/{upload_id}"
 TOPICS = "/rooms/{room}/topics"
 TOPIC = "/rooms/{room}/topics/{topic}"
 EVENTS = "/rooms/{room}/topics/{topic}/events"
@@ -63,12 +66,18 @@ OF_ROOMS = [
     (method, path)
     for path in DOCUMENT["paths"]
     for method in METHODS
-    if path.startswith("/rooms/") and method in DOCUMENT["paths"][path]
+    if path.startswith("/rooms/") and method in DOCUMENT["paths"][path] and method != "options"
 ]
 """Every documented operation that needs a credential."""
 
 JOINING = [("post", TEXT), ("get", EVENTS), ("get", PARTICIPANTS)]
 """Those that make the caller a participant."""
+
+BEGUN = {"Location", "Upload-Offset", "Upload-Complete"}
+"""Headers of the answer to a text that was begun as an upload, and of no other."""
+
+OF_SOME = BEGUN | {"Upload-Limit", "Accept-Encoding"}
+"""Headers of some of the problems that an answer may be."""
 
 MAX_ROOMS = 2
 
@@ -117,6 +126,22 @@ def _bearer(room: str, **grants: Any) -> dict[str, str]:
 
 
 ADMIN = {"headers": _bearer("r", room_admin=True)}
+
+PLAIN = {"Content-Type": "text/plain"}
+LINES = {"Content-Type": "application/x-ndjson"}
+GZIP = {"Content-Encoding": "gzip"}
+BROTLI = {"Content-Encoding": "br"}
+KEYLESS = {"Idempotency-Key": ""}
+LONGER = {"Upload-Complete": "?1", "Upload-Length": "2"}
+
+
+def _part(offset: int, content: bytes, *, complete: bool) -> dict[str, Any]:
+    headers = {
+        "Content-Type": body.PARTIAL,
+        "Upload-Offset": str(offset),
+        "Upload-Complete": "?1" if complete else "?0",
+    }
+    return {"content": content, "headers": headers}
 
 
 def _webhook(body: bytes) -> dict[str, Any]:
@@ -201,8 +226,9 @@ def test_every_route_is_documented_and_every_documented_path_is_routed() -> None
         assert documented <= routed[path], path
 
 
-def test_the_documented_head_is_the_one_that_never_joins() -> None:
-    assert [path for path in DOCUMENT["paths"] if "head" in _operations(path)] == [EVENTS]
+def test_the_documented_heads_are_those_that_do_other_than_a_get() -> None:
+    """One never joins; where the other is, there is nothing to get."""
+    assert [path for path in DOCUMENT["paths"] if "head" in _operations(path)] == [UPLOAD, EVENTS]
 
 
 def test_every_path_parameter_is_documented() -> None:
@@ -217,8 +243,9 @@ def test_every_path_parameter_is_documented() -> None:
 def test_rooms_need_a_credential_and_nothing_else_does() -> None:
     assert DOCUMENT["security"] == [{"bearer": []}, {"accessToken": []}]
     for path in DOCUMENT["paths"]:
-        for operation in _operations(path).values():
-            assert operation.get("security") == (None if path.startswith("/rooms/") else []), path
+        for method, operation in _operations(path).items():
+            needed = path.startswith("/rooms/") and method != "options"
+            assert operation.get("security") == (None if needed else []), path
 
 
 # What a request may carry
@@ -228,10 +255,9 @@ def test_rooms_need_a_credential_and_nothing_else_does() -> None:
 async def test_the_query_parameters_are_those_that_the_path_knows(
     client: httpx.AsyncClient, method: str, path: str
 ) -> None:
-    # A GET says what a HEAD may carry: it has the text that a HEAD's answer lacks.
-    answer = await client.request(
-        "GET" if method == "head" else method, _filled(path) + "?unheard-of=1"
-    )
+    # Another says what a HEAD may carry: it has the text that a HEAD's answer lacks.
+    told = {EVENTS: "GET", UPLOAD: "PATCH"}[path] if method == "head" else method
+    answer = await client.request(told, _filled(path) + "?unheard-of=1")
     known = answer.json()["detail"].partition("this path knows ")[2].rstrip(".").split(", ")
     assert answer.status_code == 400
     if method != "head":
@@ -286,6 +312,12 @@ def test_the_wait_for_an_agent_is_bounded_as_documented() -> None:
     )
 
 
+def _header(path: str, method: str, name: str) -> dict[str, Any]:
+    return next(
+        each for each in _parameters(path, method) if (each["in"], each["name"]) == ("header", name)
+    )
+
+
 def _query_schema(method: str, path: str, name: str) -> dict[str, Any]:
     schema: dict[str, Any] = _query(path, method, name)["schema"]
     return schema
@@ -300,8 +332,135 @@ async def test_the_body_types_are_those_that_are_taken(client: httpx.AsyncClient
 
     content = DOCUMENT["paths"][TEXT]["post"]["requestBody"]["content"]
     assert answer.status_code == 415
-    taken = re.findall(r"[a-z]+/[a-z]+", answer.json()["detail"].partition("(")[0])
-    assert set(content) == set(taken)
+    taken = re.findall(r"[a-z]+/[a-z-]+", answer.json()["detail"].partition("(")[0])
+    assert set(content) == {*taken, body.PARTIAL}
+    assert list(DOCUMENT["paths"][UPLOAD]["patch"]["requestBody"]["content"]) == [body.PARTIAL]
+
+
+async def test_the_codings_are_those_that_are_taken(client: httpx.AsyncClient) -> None:
+    for coding in _header(TEXT, "post", "Content-Encoding")["schema"]["enum"]:
+        content = b"Hello" if coding == "identity" else gzip.compress(b"Hello")
+        headers = {"Content-Type": "text/plain", "Content-Encoding": coding}
+        answer = await client.post(_filled(TEXT), content=content, headers=headers)
+        assert (answer.status_code, answer.json()["size"]) == (200, 5)
+
+
+def test_the_headers_are_those_that_pages_of_other_origins_may_send_and_read() -> None:
+    sent, read = set(), set()
+    for path in DOCUMENT["paths"]:
+        for method, operation in _operations(path).items():
+            sent |= {each["name"] for each in _parameters(path, method) if each["in"] == "header"}
+            for response in operation["responses"].values():
+                read |= _resolved(response).get("headers", {}).keys()
+
+    # Not in parameters, as OpenAPI has it; or the browser's own affair.
+    assert sent - {"Expect"} | {"Authorization", "Content-Type"} == set(REQUEST_HEADERS)
+    assert read - {"Accept-Encoding", "Allow", "Cache-Control", "X-Accel-Buffering"} == set(
+        RESPONSE_HEADERS
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a piece",
+        "",
+        {"text": "a piece"},
+        {"close": {}},
+        {"close": {"attributes": {}}},
+        {"close": {"attributes": {"a": "b"}}},
+        1,
+        None,
+        [],
+        {},
+        {"text": 1},
+        {"text": "a", "topic": "b"},
+        {"text": "a", "close": {}},
+        {"close": None},
+        {"close": {"reason": "b"}},
+        {"close": {"attributes": {"a": 1}}},
+        {"close": {"attributes": {"": "b"}}},
+    ],
+    ids=json.dumps,
+)
+def test_a_line_is_taken_if_it_is_an_instance_of_its_schema(line: Any) -> None:
+    schema = {**SCHEMAS["TextLine"], "components": DOCUMENT["components"]}
+
+    assert OAS31Validator(schema).is_valid(line) == _is_taken(json.dumps(line))
+
+
+def test_every_line_of_an_example_is_taken() -> None:
+    content = DOCUMENT["paths"][TEXT]["post"]["requestBody"]["content"][body.LINES]
+
+    for example in _examples(content):
+        assert _is_taken(example)
+        for line in example.splitlines():
+            _check(json.loads(line), {"$ref": "#/components/schemas/TextLine"})
+
+
+def _is_taken(lines: str) -> bool:
+    decoder = body.LinesDecoder()
+    try:
+        list(decoder.feed(lines.encode()))
+        list(decoder.finish())
+    except GatewayError:
+        return False
+    return True
+
+
+async def test_the_key_of_the_example_is_one(client: httpx.AsyncClient) -> None:
+    key = _header(TEXT, "post", "Idempotency-Key")["example"]
+    request: dict[str, Any] = {"json": {"text": "Hello"}, "headers": {"Idempotency-Key": key}}
+
+    first = await client.post(_filled(TEXT), **request)
+    again = await client.post(_filled(TEXT), **request)
+
+    assert (first.status_code, again.content) == (200, first.content)
+
+
+def test_the_bounds_of_a_text_are_those_of_the_code() -> None:
+    sending, parts = _operations(TEXT)["post"], _operations(UPLOAD)
+    line = f"{body.LINE_BYTES:,} bytes"
+
+    assert SCHEMAS["Version"]["maximum"] == options.MAX_VERSION
+    assert SCHEMAS["Operation"]["enum"] == list(get_args(base.Operation))
+    for described, bounds in (
+        (
+            sending,
+            [
+                line,
+                f"{SETTINGS.max_text_bytes / 2**20:g} MiB",
+                f"{SETTINGS.max_stream_bytes / 2**30:g} GiB",
+                f"expand to {body.FREE_EXPANSION / 2**20:g} MiB",
+                f"{body.MOST_EXPANSION} times",
+                f"{SETTINGS.body_idle_timeout:g} s (a setting)",
+                f"{idempotency.REMEMBERED:g} s",
+                f"{idempotency.MAX_KEYS_OF_OWNER:,}",
+            ],
+        ),
+        (sending["responses"]["408"], [f"{SETTINGS.body_idle_timeout:g} s, a setting"]),
+        (sending["responses"]["413"], [line, f"{options.HEADER_BYTES:,} bytes"]),
+        (
+            sending["responses"]["429"],
+            [
+                f"{SETTINGS.max_rooms_of_identity}, a setting",
+                f"{SETTINGS.max_open_streams_of_identity}, a setting",
+                f"{SETTINGS.max_open_streams:,}, a setting",
+            ],
+        ),
+        (
+            parts["head"],
+            [
+                f"{SETTINGS.upload_idle_timeout:g} s (a setting)",
+                f"remembered for {upload.REMEMBERED:g} s",
+            ],
+        ),
+        (parts["patch"]["responses"]["408"], [f"{SETTINGS.body_idle_timeout:g} s, a setting"]),
+        (parts["patch"]["responses"]["413"], [line]),
+    ):
+        text = " ".join(described["description"].split())
+        for bound in bounds:
+            assert bound in text
 
 
 # What is answered
@@ -337,6 +496,7 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         ("post", TEXT, {"json": {"text": "Hello", "to": "bob", "attributes": {"a": "b"}}}, 200),
         ("post", TEXT, {"json": {"text": "Hello", "presence": "none", "agent_timeout": 0}}, 200),
         ("post", TEXT, {"content": b"Hello", "headers": {"Content-Type": "text/plain"}}, 200),
+        ("options", TEXT, {}, 204),
         ("delete", PARTICIPANT, {}, 204),
         ("post", WEBHOOK, webhook, 204),
         ("get", "/readyz", {}, 200),
@@ -347,11 +507,52 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
 
         assert answer.status_code == status, (method, path, answer.text)
         operation = _operations(_documented(path))[method]
-        _check_answer(answer, operation["responses"][str(status)])
+        lacking = BEGUN if (method, path) == ("post", TEXT) else set()
+        _check_answer(answer, operation["responses"][str(status)], but_for=lacking)
+        assert not any(name in answer.headers for name in lacking)
         answered.add((method, _documented(path)))
 
     operations = {(method, path) for path in DOCUMENT["paths"] for method in _operations(path)}
-    assert answered == operations
+    assert answered == {each for each in operations if each[1] != UPLOAD}
+
+
+async def test_an_upload_is_answered_as_documented(client: httpx.AsyncClient) -> None:
+    beginnings = _operations(TEXT)["post"]["responses"]
+    begun = await client.post(_filled(TEXT), headers={"Upload-Complete": "?0"})
+    other = await client.post(_filled(TEXT), content=b"Hel", headers={"Upload-Complete": "?0"})
+    whole = await client.post(_filled(TEXT), content=b"Hello", headers={"Upload-Complete": "?1"})
+    for answer, status in ((begun, 201), (other, 201), (whole, 200)):
+        assert answer.status_code == status
+        _check_answer(answer, beginnings[str(status)])
+
+    answered = set()
+    for method, at, request, status, lacking in (
+        ("head", begun, {}, 204, {"Upload-Length"}),
+        ("patch", begun, _part(0, b"Hel", complete=False), 201, set()),
+        ("patch", begun, _part(3, b"lo", complete=True), 200, set()),
+        ("head", begun, {}, 204, {"Upload-Limit"}),
+        ("delete", other, {}, 204, set()),
+    ):
+        answer = await client.request(method, at.headers["Location"], **request)
+
+        assert answer.status_code == status, (method, answer.text)
+        responses = _operations(UPLOAD)[method]["responses"]
+        _check_answer(answer, responses[str(status)], but_for=lacking)
+        assert not any(name in answer.headers for name in lacking)
+        answered.add(method)
+
+    assert answered == _operations(UPLOAD).keys()
+
+
+async def test_an_upload_of_json_is_begun_without_a_word_of_its_text(
+    client: httpx.AsyncClient,
+) -> None:
+    headers = {"Upload-Complete": "?0", "Content-Type": "application/json"}
+    begun = await client.post(_filled(TEXT), content=b'{"text": ', headers=headers)
+
+    assert (begun.status_code, begun.content) == (201, b"")
+    documented = _operations(TEXT)["post"]["responses"]["201"]
+    _check_answer(begun, {**documented, "content": {"": {"schema": {"maxLength": 0}}}})
 
 
 async def test_an_event_stream_is_answered_as_documented(
@@ -393,7 +594,15 @@ async def test_an_event_stream_is_answered_as_documented(
             413,
             "header_too_large",
         ),
+        ("post", TEXT, {"content": b"{", "headers": LINES}, 400, "invalid_line"),
+        ("post", TEXT, {"content": b"", "headers": PLAIN | KEYLESS}, 400, "invalid_parameter"),
+        ("post", TEXT, {"content": b"x", "headers": PLAIN | GZIP}, 400, "invalid_encoding"),
+        ("post", TEXT, {"content": b"x", "headers": LONGER}, 400, "length_mismatch"),
         ("post", TEXT, {"content": b""}, 415, "unsupported_media_type"),
+        ("post", TEXT, {"content": b"", "headers": PLAIN | BROTLI}, 415, "unsupported_encoding"),
+        ("post", TEXT, {"json": {}, "headers": {"Expect": "more"}}, 417, "expectation_failed"),
+        ("patch", UPLOAD, {}, 404, "upload_not_found"),
+        ("delete", UPLOAD, {}, 404, "upload_not_found"),
         ("post", TEXT, {"json": {"text": "", "agent_timeout": 0.01}}, 504, "agent_unavailable"),
         ("get", EVENTS, {"params": {"replay": "some"}}, 400, "invalid_parameter"),
         ("get", EVENTS, {"params": {"presence": "none"}}, 403, "presence_required"),
@@ -423,7 +632,68 @@ async def test_a_refused_request_is_answered_as_documented(
 
     assert (answer.status_code, answer.json()["code"]) == (status, code)
     responses = _operations(_documented(path))[method]["responses"]
-    _check_answer(answer, responses[str(status)])
+    _check_answer(answer, responses[str(status)], but_for=OF_SOME)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "status", "code"),
+    [
+        ("patch", {}, 415, "unsupported_media_type"),
+        ("patch", {"headers": {"Content-Type": body.PARTIAL}}, 400, "invalid_parameter"),
+        ("patch", _part(0, b"\xff", complete=False), 400, "invalid_text"),
+        ("patch", _part(0, b"Hello!", complete=False), 400, "length_mismatch"),
+        ("patch", _part(0, b"Hell", complete=True), 400, "length_mismatch"),
+        ("patch", _part(1, b"Hello", complete=True), 409, "offset_mismatch"),
+        ("delete", {"headers": {"Upload-Complete": "?1"}}, 400, "invalid_parameter"),
+    ],
+)
+async def test_a_part_that_is_refused_is_answered_as_documented(
+    client: httpx.AsyncClient, method: str, request_: dict[str, Any], status: int, code: str
+) -> None:
+    headers = {"Upload-Complete": "?0", "Upload-Length": "5"}
+    begun = await client.post(_filled(TEXT), headers=headers)
+
+    answer = await client.request(method, begun.headers["Location"], **request_)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    _check_answer(answer, _operations(UPLOAD)[method]["responses"][str(status)])
+    assert answer.headers["Upload-Complete"] == "?0"
+    assert answer.headers["Upload-Offset"].isdigit()
+
+
+async def test_what_is_done_to_an_upload_that_is_over_is_answered_as_documented(
+    client: httpx.AsyncClient,
+) -> None:
+    whole = await client.post(_filled(TEXT), content=b"Hello", headers={"Upload-Complete": "?1"})
+    other = await client.post(_filled(TEXT), headers={"Upload-Complete": "?0"})
+    await client.delete(other.headers["Location"])
+
+    for at, method, request, status, code in (
+        (whole, "patch", _part(5, b"!", complete=True), 400, "upload_complete"),
+        (whole, "delete", {}, 400, "upload_complete"),
+        (other, "patch", _part(0, b"!", complete=True), 404, "upload_ended"),
+        (other, "delete", {}, 404, "upload_ended"),
+    ):
+        answer = await client.request(method, at.headers["Location"], **request)
+
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        _check_answer(answer, _operations(UPLOAD)[method]["responses"][str(status)])
+
+
+async def test_a_conflict_of_texts_is_answered_as_documented(client: httpx.AsyncClient) -> None:
+    key = {"Idempotency-Key": "k"}
+    await client.post(_filled(TEXT), params={"stream_id": "s"}, headers={"Upload-Complete": "?0"})
+    await client.post(_filled(TEXT), json={"text": "one"}, headers=key)
+
+    in_use = await client.post(_filled(TEXT), json={"text": "one", "stream_id": "s"})
+    reused = await client.post(_filled(TEXT), json={"text": "two"}, headers=key)
+
+    for answer, status, code in (
+        (in_use, 409, "stream_id_in_use"),
+        (reused, 422, "idempotency_key_reused"),
+    ):
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        _check_answer(answer, _operations(TEXT)["post"]["responses"][str(status)])
 
 
 @pytest.mark.parametrize(("method", "path"), [each for each in OF_ROOMS if each[0] != "head"])
@@ -542,17 +812,41 @@ def test_challenges_and_waits_are_documented_where_they_are_sent() -> None:
                 assert ("Retry-After" in headers) == (status in ("429", "503", "504")), path
 
 
+async def test_an_error_is_answered_as_documented_wherever_its_code_stands() -> None:
+    answers = {kind.code: await _answer(kind) for kind in _leaves(GatewayError)}
+
+    for path in DOCUMENT["paths"]:
+        for operation in _operations(path).values():
+            for response in operation["responses"].values():
+                for code in _codes(_resolved(response)):
+                    if code != "internal_error":
+                        _check_answer(answers[code], response, but_for=OF_SOME)
+    coded = [code for code, answer in answers.items() if "Accept-Encoding" in answer.headers]
+    assert coded == ["unsupported_encoding"]
+
+
 def test_the_waits_are_those_of_the_code() -> None:
     waits = {kind.retry_after for kind in _leaves(errors.Unavailable)}
 
     assert set(DOCUMENT["components"]["headers"]["RetryAfter"]["schema"]["enum"]) == waits
 
 
-def test_the_members_of_a_problem_are_those_of_the_code() -> None:
-    body = json.loads(bytes(problems.problem(404, "not_found", "").body))
+async def test_the_members_of_a_problem_are_those_of_the_code() -> None:
+    answers = [(await _answer(kind)).json() for kind in _leaves(GatewayError)]
+    first = list(answers[0])
+    more = dict.fromkeys(name for answer in answers for name in answer if name not in first)
 
-    assert list(SCHEMAS["Problem"]["properties"]) == list(body)
-    assert SCHEMAS["Problem"]["required"] == list(body)
+    schema = SCHEMAS["Problem"]
+    assert list(schema["properties"]) == [*first, *more]
+    assert schema["required"] == first
+    assert set(schema["properties"]["type"]["enum"]) == {answer["type"] for answer in answers}
+
+
+async def _answer(kind: type[GatewayError]) -> httpx.Response:
+    error = kind(1, 2) if kind is errors.OffsetMismatch else kind("What happened.")
+    response = await problems.on_gateway_error(Request({"type": "http"}), error)
+    content = bytes(response.body)
+    return httpx.Response(response.status_code, headers=response.headers, content=content)
 
 
 # Events
@@ -589,6 +883,39 @@ def test_the_words_in_events_are_those_of_the_code() -> None:
         ("StreamOpened", "operation", [*native_room._OPERATIONS.values()]),
     ):
         assert SCHEMAS[schema]["properties"][member]["enum"] == [str(word) for word in words]
+
+
+def test_the_reasons_of_an_incomplete_text_are_those_of_the_code() -> None:
+    described = SCHEMAS["StreamClosed"]["properties"]["reason"]["description"]
+
+    codes = (
+        errors.BodyIdle,
+        errors.BodyTooLarge,
+        errors.HeaderTooLarge,
+        errors.InvalidText,
+        errors.InvalidLine,
+        errors.InvalidEncoding,
+        errors.LengthMismatch,
+        errors.NotPermitted,
+        errors.TokenExpired,
+        errors.LiveKitUnavailable,
+    )
+    assert set(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", described)) - {"code"} == {
+        writing.CLIENT_DISCONNECTED,
+        *(kind.code for kind in codes),
+        upload.IDLE,
+        upload.EXPIRED,
+        upload.CANCELLED,
+        events.ClosingReason.DRAIN,
+        events.ClosingReason.LEFT,
+        *base.LostReason,
+        session.HANDOVER,
+        writing.INTERRUPTED,
+        dispatch.ABANDONED,
+        livekit.SENDER_DISCONNECTED,
+        livekit.IDLE,
+        base.TOO_MANY_OPEN,
+    }
 
 
 @pytest.mark.parametrize(
@@ -707,7 +1034,9 @@ def _path(route: Route) -> str:
 
 def _filled(path: str) -> str:
     room, topic = path.replace("{room}", "r"), "lk.chat"
-    return room.replace("{topic}", topic).replace("{identity}", "alice")
+    upload_id = "4nVmtA5XiYnTHqJbW0yTcw"
+    filled = room.replace("{topic}", topic).replace("{identity}", "alice")
+    return filled.replace("{upload_id}", upload_id)
 
 
 def _documented(path: str) -> str:
