@@ -433,6 +433,7 @@ def test_the_bounds_of_a_text_are_those_of_the_code() -> None:
                 f"{SETTINGS.max_stream_bytes / 2**30:g} GiB",
                 f"expand to {body.FREE_EXPANSION / 2**20:g} MiB",
                 f"{body.MOST_EXPANSION} times",
+                f"{body.MEMBERS:,} members",
                 f"{SETTINGS.body_idle_timeout:g} s (a setting)",
                 f"{idempotency.REMEMBERED:g} s",
                 f"{idempotency.MAX_KEYS_OF_OWNER:,}",

@@ -24,6 +24,7 @@ from gateway.web.body import (
     JSON,
     LINE_BYTES,
     LINES,
+    MEMBERS,
     MOST_EXPANSION,
     PARTIAL,
     PLAIN,
@@ -322,6 +323,14 @@ def test_a_small_body_may_expand_more() -> None:
     assert sum(sizes.given) == FREE_EXPANSION > MOST_EXPANSION * len(small)
     with pytest.raises(BodyTooLarge):
         _decoded(_body(Sizes()), [gzip.compress(bytes(FREE_EXPANSION + 1))])
+
+
+def test_a_compressed_body_has_a_bounded_number_of_members() -> None:
+    member = gzip.compress(b"a")
+
+    assert "".join(_decoded(_body(PlainDecoder()), [member * MEMBERS])) == "a" * MEMBERS
+    with pytest.raises(InvalidEncoding):
+        _decoded(_body(PlainDecoder()), [member * MEMBERS, member])
 
 
 def test_the_limit_is_of_what_is_inside_the_coding() -> None:
