@@ -27,6 +27,7 @@ from gateway.web.body import (
     MEMBERS,
     MOST_EXPANSION,
     PARTIAL,
+    PIECE_BYTES,
     PLAIN,
     BodyDecoder,
     BodyForm,
@@ -96,6 +97,16 @@ def test_what_is_not_utf8_is_refused_however_it_is_cut(rng: random.Random) -> No
     for decoder in (PlainDecoder(), WholeDecoder(lambda size: None)):
         with pytest.raises(InvalidText):
             _decoded(decoder, _cut(rng, data))
+
+
+def test_a_long_piece_of_plain_text_is_handed_on_in_short_ones() -> None:
+    text = "a€👋" * 10_000
+
+    pieces = _decoded(PlainDecoder(), [text.encode()])
+
+    assert "".join(pieces) == text
+    # A character that the border cuts comes with the next piece.
+    assert all(len(piece.encode()) < PIECE_BYTES + 4 for piece in pieces)
 
 
 def test_what_is_held_of_a_whole_text_is_told_before_it_is_kept() -> None:
