@@ -113,19 +113,23 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
         exception_handlers=problems.HANDLERS,
         middleware=[
             Middleware(AccessLog),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
-                allow_headers=REQUEST_HEADERS,
-                expose_headers=RESPONSE_HEADERS,
-            ),
+            *([_cors(settings)] if settings.cors_origins else []),
             Middleware(Expectation),
             Middleware(RawPath),
         ],
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(settings: Settings) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
+        allow_headers=REQUEST_HEADERS,
+        expose_headers=RESPONSE_HEADERS,
+    )
 
 
 class AccessLog:
