@@ -25,6 +25,14 @@ DEADLINE = 5.0
 """Seconds for anything to happen that a test waits for."""
 
 
+async def emptied(hub: Hub) -> None:
+    """Once every connection of the process has ended by itself, or has been left."""
+    async with asyncio.timeout(DEADLINE):
+        while hub._tasks:
+            await asyncio.wait(hub._tasks)
+    assert hub.connections == 0
+
+
 def livekit_token(server: LiveKitServer, room: str, identity: str) -> str:
     """A token for who joins without a gateway."""
     return mint(

@@ -29,8 +29,7 @@ from gateway.rooms.base import (
     TextStreamWriter,
 )
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
-
-DEADLINE = 5.0
+from tests.running_gateway import DEADLINE, emptied
 
 
 class SlowRooms(MemoryRooms):
@@ -41,11 +40,13 @@ class SlowRooms(MemoryRooms):
         self.open = asyncio.Event()
         self.refuse = False
         self.joins = 0
+        self.begun: asyncio.Queue[str] = asyncio.Queue()
 
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> MemoryRoom:
         self.joins += 1
+        self.begun.put_nowait(room)
         await self.open.wait()
         if self.refuse:
             raise JoinFailed("refused")
@@ -83,10 +84,15 @@ async def _held(hub: Hub, caller: Caller) -> Connection:
         return connection
 
 
-async def _emptied(hub: Hub) -> None:
+async def _logged_until(log: EventLog, true: Callable[[], object]) -> None:
+    """Once it is true, which is looked at whenever the log tells of something."""
+    told = asyncio.Event()
+    log.watch(told.set)
     async with asyncio.timeout(DEADLINE):
-        while hub.connections:
-            await asyncio.sleep(0.01)
+        while not true():
+            told.clear()
+            await told.wait()
+    log.unwatch(told.set)
 
 
 async def test_requests_at_once_make_one_join() -> None:
@@ -147,10 +153,7 @@ async def test_after_its_linger_the_room_is_left_and_the_next_join_begins_a_new_
     rooms = MemoryRooms()
     hub = _hub(rooms, linger=0)
     first = await _held(hub, _caller())
-    ended = asyncio.Event()
-    first.log.watch(ended.set)
-    async with asyncio.timeout(DEADLINE):
-        await ended.wait()
+    await _logged_until(first.log, lambda: first.log.ended)
     second = await _held(hub, _caller())
 
     assert second is not first
@@ -327,7 +330,7 @@ async def test_who_waits_for_a_sender_is_woken_also_when_the_end_came_before() -
     connection = await _held(hub, _caller())
     connection.watch_end(lambda: woken.append("in time"))
     rooms.delete_room("r")
-    await _emptied(hub)
+    await emptied(hub)
     connection.watch_end(lambda: woken.append("late"))
 
     assert woken == ["in time", "late"]
@@ -338,7 +341,7 @@ async def test_the_loss_of_an_earlier_connection_does_not_touch_the_next() -> No
     hub = _hub(rooms)
     first = await _held(hub, _caller())
     rooms.delete_room("r")
-    await _emptied(hub)
+    await emptied(hub)
     second = await _held(hub, _caller())
     await first.leave(ClosingReason.IDLE)
     third = await _held(hub, _caller())
@@ -356,7 +359,7 @@ async def test_a_request_given_up_while_joining_does_not_hold_the_connection() -
     waiting.cancel()
     await asyncio.wait({waiting})
     rooms.open.set()
-    await _emptied(hub)
+    await emptied(hub)
 
     assert rooms.identities("r") == set()
 
@@ -420,9 +423,7 @@ async def test_a_room_deleted_while_the_observer_carries_is_not_created_anew() -
     bob = await _held(hub, _caller())
     rooms.on_asked = lambda identity: rooms.delete_room("r")
     hub.nudge("r", "bob")
-    async with asyncio.timeout(DEADLINE):
-        while bob.log.ended is None:
-            await asyncio.sleep(0.01)
+    await _logged_until(bob.log, lambda: bob.log.ended)
 
     assert bob.log.ended == closing(ClosingReason.ROOM_CLOSED)
     assert not await rooms.room_exists("r")
@@ -502,9 +503,7 @@ async def test_what_was_received_for_a_carried_session_is_let_go_with_it() -> No
             bob.register_topic("own")
             assert observer.log.is_registered("own")
             await visitor.leave()
-            async with asyncio.timeout(DEADLINE):
-                while bob.presence == "observer":
-                    await asyncio.sleep(0.01)
+            await _logged_until(bob.log, lambda: bob.presence == "participant")
         assert not observer.log.is_registered("own")
     await hub.drain()
 
@@ -520,9 +519,7 @@ async def test_an_error_that_nobody_expected_ends_the_event_streams() -> None:
     hub = _hub(rooms)
     bob = await _held(hub, _caller())
     await Visitor(rooms).join("bob")
-    async with asyncio.timeout(DEADLINE):
-        while bob.log.ended is None:
-            await asyncio.sleep(0.01)
+    await _logged_until(bob.log, lambda: bob.log.ended)
 
     assert bob.log.ended == closing(ClosingReason.DISCONNECTED)
     assert hub.connections == 0
@@ -533,8 +530,8 @@ async def test_draining_begins_no_joins() -> None:
     hub = _hub(rooms, max_connections=50, max_rooms_of_identity=50)
     joining = [asyncio.create_task(_held(hub, _caller(room=f"r{n}"))) for n in range(30)]
     async with asyncio.timeout(DEADLINE):
-        while rooms.joins < joins.IN_FLIGHT:
-            await asyncio.sleep(0.01)
+        for _ in range(joins.IN_FLIGHT):
+            await rooms.begun.get()
         draining = asyncio.create_task(hub.drain())
         await asyncio.sleep(0)
         rooms.open.set()

@@ -9,7 +9,7 @@ from livekit import api
 
 from tests.conftest import AgentIn, Serve, StartWorker
 from tests.guests import guest
-from tests.running_gateway import DEADLINE, RunningGateway
+from tests.running_gateway import DEADLINE, RunningGateway, emptied
 
 ROOMS = 100
 
@@ -125,9 +125,7 @@ async def test_an_agent_goes_on_with_who_comes_back(
             async with gateway.events(room, "alice", "lk.transcription") as alice:
                 await gateway.post(room, "alice", text)
                 answers.append((await alice.text()).text)
-            async with asyncio.timeout(DEADLINE):
-                while gateway.hub.connections:
-                    await asyncio.sleep(0.01)
+            await emptied(gateway.hub)
 
     assert answers == ["You said: one", "You said: two"]
 
