@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -175,6 +175,9 @@ class RunningGateway:
     def bearer(self, identity: str, room: str, **grants: Any) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token(identity, room, **grants)}"}
 
+    def admin_bearer(self, room: str) -> dict[str, str]:
+        return self.bearer("admin", room, room_admin=True)
+
     async def post(
         self,
         room: str,
@@ -275,6 +278,13 @@ class RunningGateway:
             aclosing(_lines(response)) as lines,
         ):
             yield EventStream(response, lines)
+
+    def admin_events(
+        self, room: str, topic: str = "lk.chat", **query: Any
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """Likewise, of an administrator who reads unseen."""
+        token = self.token("admin", room, room_admin=True)
+        return self.events(room, "admin", topic, token=token, presence="none", **query)
 
 
 @dataclass(frozen=True, slots=True)

@@ -136,10 +136,7 @@ async def test_an_agent_answers_who_is_there_by_other_means(
     """On whose behalf the observer sends; the agent takes it for the one that it knows."""
     async with agent_in(room), guest(gateway, room, "alice") as alice:
         await alice.sees("agent")
-        admin = gateway.token("admin", room, room_admin=True)
-        async with gateway.events(
-            room, "admin", "lk.transcription", token=admin, presence="none"
-        ) as events:
+        async with gateway.admin_events(room, "lk.transcription") as events:
             await events.until("gateway.opened")
             posted = await gateway.post(room, "alice", "by HTTP", agent_timeout="5")
             answer = await events.text()

@@ -2,8 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -13,17 +11,10 @@ from gateway.rooms.base import TextOptions
 from tests.conftest import serve_on
 from tests.guests import guest
 from tests.running_gateway import DEADLINE, EventStream, RunningGateway
-from tools.livekit_server import LiveKitServer, start_livekit_server
+from tools.livekit_server import LiveKitServer
 
 BACK_WITHIN = 5.0
 """Seconds after the server's return until live events come again."""
-
-
-@pytest.fixture
-def server(livekit_binary: Path, tmp_path: Path) -> Iterator[LiveKitServer]:
-    log = tmp_path / "livekit.log"
-    with start_livekit_server(livekit_binary, report=print, log=log, port=0) as server:
-        yield server
 
 
 async def _heard(
@@ -88,23 +79,22 @@ async def test_event_streams_outlast_a_restart_of_livekit(
 
 
 async def test_an_observer_outlasts_a_restart_of_livekit(server: LiveKitServer, room: str) -> None:
-    async with serve_on(server) as gateway:
-        admin = gateway.token("admin", room, room_admin=True)
-        async with (
-            gateway.events(room, "admin", token=admin, presence="none") as events,
-            guest(gateway, room, "bob") as bob,
-        ):
+    async with (
+        serve_on(server) as gateway,
+        gateway.admin_events(room) as events,
+        guest(gateway, room, "bob") as bob,
+    ):
+        await events.until("room.opened")
+        server.kill()
+        await events.until("room.reconnecting")
+        async with asyncio.timeout(2 * DEADLINE):
+            await bob.lost.get()  # given up; his room went with the server
+        await asyncio.to_thread(server.start)
+        names = [(await events.next()).name for _ in range(3)]
+        async with guest(gateway, room, "carol") as carol:
             await events.until("room.opened")
-            server.kill()
-            await events.until("room.reconnecting")
-            async with asyncio.timeout(2 * DEADLINE):
-                await bob.lost.get()  # given up; his room went with the server
-            await asyncio.to_thread(server.start)
-            names = [(await events.next()).name for _ in range(3)]
-            async with guest(gateway, room, "carol") as carol:
-                await events.until("room.opened")
-                await carol.room.send_text("after", TextOptions("lk.chat"))
-                text = await events.text()
+            await carol.room.send_text("after", TextOptions("lk.chat"))
+            text = await events.text()
 
     assert names == ["gateway.gap", "room.reconnected", "room.waiting"]
     assert text.text == "after"

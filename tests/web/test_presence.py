@@ -15,29 +15,21 @@ from tests.running_gateway import RunningGateway
 CHAT = TextOptions("lk.chat")
 
 
-def _admin(gateway: RunningGateway, room: str) -> str:
-    return gateway.token("admin", room, room_admin=True)
-
-
 async def test_an_observer_waits_for_the_room_and_does_not_create_it(
     serve: Serve, room: str
 ) -> None:
-    async with serve() as gateway:
-        watching = gateway.events(
-            room, "admin", token=_admin(gateway, room), presence="none", participants="1"
-        )
-        async with watching as admin:
-            opened = await admin.next()
-            waiting = await admin.next()
-            existed = await gateway.rooms.room_exists(room)
-            async with guest(gateway, room, "bob") as bob:
-                gap = await admin.until("gateway.gap")
-                assert (await admin.next()).name == "room.opened"
-                async with guest(gateway, room, "carol"):
-                    carol = await admin.until("participant.connected")
-                    seen = set(bob.room.identities)
-                    await bob.room.send_text("hello", CHAT)
-                    text = await admin.text()
+    async with serve() as gateway, gateway.admin_events(room, participants="1") as admin:
+        opened = await admin.next()
+        waiting = await admin.next()
+        existed = await gateway.rooms.room_exists(room)
+        async with guest(gateway, room, "bob") as bob:
+            gap = await admin.until("gateway.gap")
+            assert (await admin.next()).name == "room.opened"
+            async with guest(gateway, room, "carol"):
+                carol = await admin.until("participant.connected")
+                seen = set(bob.room.identities)
+                await bob.room.send_text("hello", CHAT)
+                text = await admin.text()
 
     assert opened.data["presence"] == "observer"
     assert waiting.name == "room.waiting"
@@ -50,17 +42,19 @@ async def test_an_observer_waits_for_the_room_and_does_not_create_it(
 
 
 async def test_an_observer_sees_the_room_end_and_is_there_again(serve: Serve, room: str) -> None:
-    async with serve() as gateway, guest(gateway, room, "bob") as bob:
-        watching = gateway.events(room, "admin", token=_admin(gateway, room), presence="none")
-        async with watching as admin:
-            first = await admin.next()
-            await gateway.delete_room(room)
-            names = [(await admin.next()).name for _ in range(2)]
-            assert (await bob.lost.get()).value == "room_closed"
-            async with guest(gateway, room, "carol") as carol:
-                await admin.until("room.opened")
-                await carol.room.send_text("again", CHAT)
-                text = await admin.text()
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "bob") as bob,
+        gateway.admin_events(room) as admin,
+    ):
+        first = await admin.next()
+        await gateway.delete_room(room)
+        names = [(await admin.next()).name for _ in range(2)]
+        assert (await bob.lost.get()).value == "room_closed"
+        async with guest(gateway, room, "carol") as carol:
+            await admin.until("room.opened")
+            await carol.room.send_text("again", CHAT)
+            text = await admin.text()
 
     assert first.name == "gateway.opened"
     assert names == ["room.closed", "room.waiting"]
@@ -141,10 +135,7 @@ async def test_sending_on_behalf_of_who_is_there_evicts_nobody(serve: Serve, roo
 
 async def test_an_administrator_sends_unseen_but_creates_no_room(serve: Serve, room: str) -> None:
     async with serve() as gateway:
-        headers = {
-            "Authorization": f"Bearer {_admin(gateway, room)}",
-            "Content-Type": "text/plain",
-        }
+        headers = {**gateway.admin_bearer(room), "Content-Type": "text/plain"}
         path = f"/rooms/{room}/text?presence=none"
         early = await gateway.client.post(path, content="?", headers=headers)
         existed = await gateway.rooms.room_exists(room)
@@ -296,10 +287,9 @@ async def test_wrong_parameters(
 @pytest.mark.needs("chromium")
 @pytest.mark.needs("npm")
 async def test_a_browser_on_webrtc_and_http_share_one_identity(
-    serve_livekit: Serve, browser_participant: InBrowser, room: str
+    gateway: RunningGateway, browser_participant: InBrowser, room: str
 ) -> None:
     async with (
-        serve_livekit() as gateway,
         guest(gateway, room, "carol") as carol,
         browser_participant(room, "bob") as browser,
         gateway.events(room, "bob") as events,
@@ -339,10 +329,9 @@ async def test_a_browser_on_webrtc_and_http_share_one_identity(
 @pytest.mark.needs("chromium")
 @pytest.mark.needs("npm")
 async def test_a_browser_that_comes_later_takes_over_and_stays(
-    serve_livekit: Serve, browser_participant: InBrowser, room: str
+    gateway: RunningGateway, browser_participant: InBrowser, room: str
 ) -> None:
     async with (
-        serve_livekit() as gateway,
         guest(gateway, room, "carol") as carol,
         gateway.events(room, "bob") as events,
     ):
@@ -361,17 +350,18 @@ async def test_a_browser_that_comes_later_takes_over_and_stays(
 
 async def test_a_text_is_local_to_its_sender_alone(serve: Serve, room: str) -> None:
     """Over the observer, which carries both, and shows what it sends to all whom it carries."""
-    async with serve() as gateway, guest(gateway, room, "bob"), guest(gateway, room, "carol"):
-        admin = gateway.token("admin", room, room_admin=True)
-        async with (
-            gateway.events(room, "bob") as bob,
-            gateway.events(room, "carol") as carol,
-            gateway.events(room, "admin", token=admin, presence="none") as operator,
-        ):
-            for events in (bob, carol, operator):
-                assert (await events.next()).data["presence"] == "observer"
-            await gateway.post(room, "bob", "hi")
-            local = [(await events.text()).header["local"] for events in (bob, carol, operator)]
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "bob"),
+        guest(gateway, room, "carol"),
+        gateway.events(room, "bob") as bob,
+        gateway.events(room, "carol") as carol,
+        gateway.admin_events(room) as operator,
+    ):
+        for events in (bob, carol, operator):
+            assert (await events.next()).data["presence"] == "observer"
+        await gateway.post(room, "bob", "hi")
+        local = [(await events.text()).header["local"] for events in (bob, carol, operator)]
 
     assert local == [True, False, False]
 
@@ -383,10 +373,7 @@ async def test_waiting_for_an_agent_in_a_room_that_does_not_exist_is_no_waiting(
         answer = await gateway.client.post(
             f"/rooms/{room}/text?presence=none&agent_timeout=30",
             content="?",
-            headers={
-                "Authorization": f"Bearer {gateway.token('admin', room, room_admin=True)}",
-                "Content-Type": "text/plain",
-            },
+            headers={**gateway.admin_bearer(room), "Content-Type": "text/plain"},
         )
 
     assert (answer.status_code, answer.json()["code"]) == (404, "room_not_open")
@@ -407,15 +394,17 @@ async def test_who_came_and_went_unannounced_does_not_read_on(
     serve_livekit: Serve, room: str
 ) -> None:
     """LiveKit tells an observer that is there already neither of the coming nor of the leaving."""
-    async with serve_livekit() as gateway, guest(gateway, room, "carol"):
-        admin = gateway.token("admin", room, room_admin=True)
-        async with gateway.events(room, "admin", token=admin, presence="none") as operator:
-            await operator.until("gateway.opened")
-            bob = await join(gateway, room, "bob")
-            async with gateway.events(room, "bob", presence="none") as reading:
-                await reading.until("gateway.opened")
-                await bob.room.leave()
-                closing = await reading.until("gateway.closing")
+    async with (
+        serve_livekit() as gateway,
+        guest(gateway, room, "carol"),
+        gateway.admin_events(room) as operator,
+    ):
+        await operator.until("gateway.opened")
+        bob = await join(gateway, room, "bob")
+        async with gateway.events(room, "bob", presence="none") as reading:
+            await reading.until("gateway.opened")
+            await bob.room.leave()
+            closing = await reading.until("gateway.closing")
 
     assert closing.data["reason"] == "absent"
 

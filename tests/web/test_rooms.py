@@ -12,10 +12,6 @@ from tests.guests import guest
 from tests.running_gateway import RunningGateway
 
 
-def _admin(gateway: RunningGateway, room: str) -> dict[str, str]:
-    return gateway.bearer("admin", room, room_admin=True)
-
-
 async def _participants(
     gateway: RunningGateway, room: str, headers: dict[str, str], **query: str
 ) -> dict[str, Any]:
@@ -58,7 +54,7 @@ async def test_participants_are_listed_and_their_changes_follow(serve: Serve, ro
 async def test_observers_are_not_listed_and_not_told_of(serve: Serve, room: str) -> None:
     async with serve() as gateway, gateway.events(room, "bob", participants="1") as bob:
         await bob.until("gateway.opened")
-        unseen = await _participants(gateway, room, _admin(gateway, room), presence="none")
+        unseen = await _participants(gateway, room, gateway.admin_bearer(room), presence="none")
         seen = await _participants(gateway, room, gateway.bearer("bob", room))
         async with guest(gateway, room, "carol"):
             first = await bob.next()
@@ -110,13 +106,11 @@ async def test_leaving_is_for_good(serve: Serve, room: str) -> None:
 async def test_a_registered_topic_is_logged_with_no_subscriber(serve: Serve, room: str) -> None:
     async with serve() as gateway, guest(gateway, room, "carol") as carol:
         path = f"/rooms/{room}/topics/later"
-        admin = _admin(gateway, room)
+        admin = gateway.admin_bearer(room)
         refused = await gateway.client.put(path, headers=gateway.bearer("bob", room))
         put = [await gateway.client.put(path, headers=admin) for _ in range(2)]
         await carol.room.send_text("unread", TextOptions("later"))
-        token = admin["Authorization"].removeprefix("Bearer ")
-        reading = gateway.events(room, "admin", "later", token=token, presence="none", replay="all")
-        async with reading as events:
+        async with gateway.admin_events(room, "later", replay="all") as events:
             text = await events.text()
             kept = await gateway.client.delete(path, headers=admin)
             await carol.room.send_text("followed still", TextOptions("later"))
@@ -140,7 +134,7 @@ async def test_a_topic_is_received_by_who_is_there_when_it_is_registered(
 ) -> None:
     async with serve() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
-        admin = _admin(gateway, room)
+        admin = gateway.admin_bearer(room)
         await gateway.client.put(f"/rooms/{room}/topics/later", headers=admin)
         listed: httpx.Response = await gateway.client.get(
             f"/rooms/{room}/topics", headers=gateway.bearer("bob", room)
@@ -159,14 +153,12 @@ async def test_a_topic_registered_before_the_room_exists_is_heard_from_its_begin
     """Also unseen, where nothing but our own joining tells that the room is there now."""
     monkeypatch.setattr(observer, "POLL_FIRST", 3600.0)
     async with serve() as gateway:
-        admin = _admin(gateway, room)
+        admin = gateway.admin_bearer(room)
         await gateway.client.put(f"/rooms/{room}/topics/later", headers=admin)
         existed = await gateway.rooms.room_exists(room)
         for number in range(3):
             await gateway.post(room, "carol", str(number), topic="later")
-        token = admin["Authorization"].removeprefix("Bearer ")
-        reading = gateway.events(room, "admin", "later", token=token, presence="none", replay="all")
-        async with reading as events:
+        async with gateway.admin_events(room, "later", replay="all") as events:
             texts = [(await events.text()).text for _ in range(3)]
 
     assert existed is False
