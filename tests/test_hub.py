@@ -3,11 +3,11 @@
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
-from gateway import joins
+from gateway import joins, session
 from gateway.auth import Caller
 from gateway.connection import Connection
 from gateway.errors import (
@@ -19,16 +19,28 @@ from gateway.errors import (
     TooManyTopics,
 )
 from gateway.event_log import EventLog, LogBounds
-from gateway.events import ClosingReason, LogEvent, StreamChunk, closing
+from gateway.events import (
+    ClosingReason,
+    GapReason,
+    GatewayGap,
+    LogEvent,
+    ParticipantEvent,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+    closing,
+)
 from gateway.hub import Hub
 from gateway.rooms.base import (
     Listener,
+    LostReason,
     Participant,
     StreamHeader,
     TextOptions,
     TextStreamWriter,
 )
-from gateway.rooms.memory import MemoryRoom, MemoryRooms
+from gateway.rooms.memory import OBSERVER, MemoryRoom, MemoryRooms
 from tests.running_gateway import DEADLINE, emptied
 
 
@@ -251,6 +263,7 @@ class GatedWriter(TextStreamWriter):
         await self._writer.close()
 
     async def abort(self, reason: str) -> None:
+        await self._room.gate.wait()
         await self._writer.abort(reason)
 
 
@@ -263,10 +276,15 @@ class GatedRooms(MemoryRooms):
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> MemoryRoom:
-        joined = await super().join(room, identity, token, topics, listener)
-        gated = GatedRoom(joined.identity, joined.listener, joined.present, topics=joined.topics)
+        return self._gated(await super().join(room, identity, token, topics, listener))
+
+    async def observe(self, room: str, topics: Collection[str], listener: Listener) -> MemoryRoom:
+        return self._gated(await super().observe(room, topics, listener))
+
+    def _gated(self, joined: MemoryRoom) -> GatedRoom:
+        gated = GatedRoom(*(getattr(joined, field.name) for field in fields(joined)))
         gated.gate, gated.taking = self.gate, self.taking
-        joined.present[identity] = gated
+        joined.present[joined.identity] = gated
         return gated
 
 
@@ -310,6 +328,32 @@ async def test_an_abort_waits_for_the_piece_that_is_being_taken() -> None:
 
     assert frames == [b"stream.opened", b"stream.chunk piece", b"stream.closed"]
     await hub.drain()
+
+
+async def test_draining_leaves_observers_after_the_sessions_that_they_carry() -> None:
+    """Whose streams end over them, for receivers to see."""
+    rooms = GatedRooms()
+    hub = _hub(rooms)
+    ends: list[tuple[str | None, bool]] = []
+
+    def emit(event: StreamEvent | ParticipantEvent) -> None:
+        if isinstance(event, StreamClosed):
+            ends.append((event.reason, OBSERVER in rooms.identities("r")))
+
+    await rooms.join("r", "carol", "", ("t",), Listener(emit, _deaf, _deaf, _deaf))
+    await Visitor(rooms).join("bob")
+    async with hub.observer("r"), hub.session(_caller()) as bob:
+        await bob.open_stream("bob", TextOptions("t"))
+        draining = asyncio.create_task(hub.drain())
+        for _ in range(
+            100
+        ):  # turns, in which all happens that does not wait for the end of the stream
+            await asyncio.sleep(0)
+        rooms.gate.set()
+        async with asyncio.timeout(DEADLINE):
+            await draining
+
+    assert ends == [("drain", True)]
 
 
 async def test_livekit_is_left_before_event_streams_end() -> None:
@@ -398,8 +442,12 @@ class Visitor:
         self._rooms = rooms
 
     async def join(self, identity: str, room: str = "r") -> MemoryRoom:
-        deaf = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
+        deaf = Listener(_deaf, _deaf, _deaf, _deaf)
         return await self._rooms.join(room, identity, "", ("t",), deaf)
+
+
+def _deaf(*_: object) -> None:
+    pass
 
 
 class AskedRooms(MemoryRooms):
@@ -427,6 +475,72 @@ async def test_a_room_deleted_while_the_observer_carries_is_not_created_anew() -
 
     assert bob.log.ended == closing(ClosingReason.ROOM_CLOSED)
     assert not await rooms.room_exists("r")
+    await hub.drain()
+
+
+async def test_who_leaves_while_the_observer_is_away_does_not_read_on() -> None:
+    """Nobody tells of that leaving: the loss of the observer is what has everybody looked for."""
+    rooms = AskedRooms()
+    hub = _hub(rooms)
+    visitor = await Visitor(rooms).join("bob")
+    await Visitor(rooms).join("carol")
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    rooms.on_asked = asked.put_nowait
+    async with asyncio.timeout(DEADLINE), hub.reading_unseen(_caller()) as (observer, absent):
+        for _ in range(2):  # when reading begins, and when watching does
+            await asked.get()
+        assert isinstance(observer.room, MemoryRoom)
+        observer.room.lose(LostReason.DISCONNECTED)
+        await visitor.leave()
+        await absent
+    await hub.drain()
+
+
+async def test_who_is_there_is_not_known_while_a_place_changes_hands() -> None:
+    rooms = AskedRooms()
+    hub = _hub(rooms)
+    known: list[bool] = []
+
+    def look(_: str) -> None:
+        try:
+            bob.require_received()
+        except LiveKitUnavailable:
+            known.append(False)
+        else:
+            known.append(True)
+
+    async with hub.session(_caller()) as bob:
+        look("before")
+        rooms.on_asked = look  # for it is asked whether the other presence is there
+        await Visitor(rooms).join("bob")
+        await _logged_until(bob.log, lambda: bob.presence == "observer")
+        look("after")
+
+    assert known == [True, False, True]
+    await hub.drain()
+
+
+async def test_what_came_just_before_another_took_our_place_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "HANDOVER_NOTICED", 60.0)
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    async with hub.session(_caller()) as bob:
+        before = bob.log.head
+        carol = await Visitor(rooms).join("carol")
+        await carol.send_text("before", TextOptions("t"))
+        await Visitor(rooms).join("bob")
+        await _logged_until(bob.log, lambda: bob.presence == "observer")
+        await carol.send_text("after", TextOptions("t"))
+        kept = bob.log.replay_all(["t"]).replay
+
+    (gap,) = [event for event in kept if isinstance(event, GatewayGap)]
+    assert (gap.reason, gap.from_) == (GapReason.HANDOVER, str(before))
+    assert [type(event) for event in kept[:4]] == [
+        *(StreamOpened, StreamChunk, StreamClosed),
+        GatewayGap,
+    ]
     await hub.drain()
 
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import jwt
 import pytest
 
 from gateway.events import StreamOpened
@@ -197,6 +198,39 @@ async def test_a_session_is_carried_by_the_observer_until_the_other_presence_goe
     assert bob.lost.empty()
 
 
+async def test_a_stream_that_only_the_observer_goes_on_receiving_is_cut_off_for_who_joins(
+    serve: Serve, room: str
+) -> None:
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "carol") as carol,
+        gateway.admin_events(room) as admin,
+    ):
+        bob = await join(gateway, room, "bob")
+        async with gateway.events(room, "bob") as events:
+            assert (await events.next()).data["presence"] == "observer"
+            writer = await carol.room.open_text_stream(CHAT)
+            await writer.write("half")
+            await events.until("stream.chunk")
+            await bob.room.leave()
+            closed = await events.until("stream.closed")
+            gap = await events.next()
+            async with guest(gateway, room, "bob"):  # carried once more: what was cut off stays so
+                assert (await events.until("gateway.gap")).data["presence"] == "observer"
+                await writer.write(" and half")
+                await writer.close()
+                whole = await admin.text()
+                await carol.room.send_text("the next", CHAT)
+                following = await events.text()
+
+    assert closed.data["stream_id"] == writer.header.stream_id
+    assert (closed.data["complete"], closed.data["reason"]) == (False, "handover")
+    assert (closed.data["size"], closed.data["chunks"]) == (4, 1)
+    assert (gap.name, gap.data["presence"]) == ("gateway.gap", "participant")
+    assert whole.text == "half and half"
+    assert following.text == "the next"
+
+
 async def test_a_session_gives_way_to_another_presence_of_its_identity(
     serve: Serve, room: str
 ) -> None:
@@ -243,6 +277,30 @@ async def test_a_newer_token_with_other_grants_joins_anew(serve_livekit: Serve, 
     assert answer.status_code == 200
     assert gap.data["reason"] == "handover"
     assert text == ("bob", "seen now")
+
+
+async def test_who_is_there_hidden_sends_nothing_with_an_older_token(
+    serve_livekit: Serve, room: str
+) -> None:
+    """LiveKit would show it as a text of nobody."""
+    async with serve_livekit() as gateway, guest(gateway, room, "carol") as carol:
+        claims = jwt.decode(gateway.token("bob", room), options={"verify_signature": False})
+        older = {**claims, "iat": time.time() - 10}
+        secret = gateway.settings.livekit_api_secret
+        headers = {
+            "Authorization": f"Bearer {jwt.encode(older, secret, algorithm='HS256')}",
+            "Content-Type": "text/plain",
+        }
+        hidden = gateway.token("bob", room, hidden=True)
+        async with gateway.events(room, "bob", token=hidden) as events:
+            await events.until("gateway.opened")
+            answer = await gateway.client.post(f"/rooms/{room}/text", content="?", headers=headers)
+        await gateway.post(room, "dave", "the next")
+        text = await carol.text()
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+    assert "hidden" in answer.json()["detail"]
+    assert text == ("dave", "the next")
 
 
 async def test_a_returning_event_stream_never_creates_a_room(serve: Serve, room: str) -> None:

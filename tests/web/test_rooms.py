@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from gateway import observer
-from gateway.rooms.base import TextOptions
+from gateway.rooms.base import Listener, TextOptions
 from tests.conftest import Serve
 from tests.guests import guest
 from tests.running_gateway import RunningGateway
@@ -62,6 +62,31 @@ async def test_observers_are_not_listed_and_not_told_of(serve: Serve, room: str)
     assert [each["identity"] for each in unseen["participants"]] == ["bob"]
     assert [each["identity"] for each in seen["participants"]] == ["bob"]
     assert first.data["participant_identity"] == "carol"
+
+
+async def test_who_is_there_is_not_told_while_the_connection_is_broken(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        (slot,) = gateway.hub._slots.values()
+        livekit: Listener = slot.connection._carrier.room.listener
+        path = f"/rooms/{room}/participants"
+        livekit.reconnecting()
+        broken = await gateway.client.get(path, headers=gateway.bearer("bob", room))
+        livekit.reconnected()
+        mended = await _participants(gateway, room, gateway.bearer("bob", room))
+
+    assert (broken.status_code, broken.json()["code"]) == (503, "livekit_unavailable")
+    assert "not known" in broken.json()["detail"]
+    assert [each["identity"] for each in mended["participants"]] == ["bob"]
+
+
+async def test_nobody_is_in_a_room_that_does_not_exist(serve: Serve, room: str) -> None:
+    async with serve() as gateway:
+        listed = await _participants(gateway, room, gateway.admin_bearer(room), presence="none")
+
+    assert listed["participants"] == []
 
 
 async def test_participants_are_not_shown_unless_asked_for(serve: Serve, room: str) -> None:
