@@ -275,6 +275,36 @@ async def test_our_leaving_ends_the_streams_that_we_were_reading(far_side: FarSi
     assert bob.heard.empty()
 
 
+async def test_who_has_left_or_was_sent_away_is_told_nothing_more(far_side: FarSide) -> None:
+    bob, dave, erin, carol = [
+        await far_side.join(name) for name in ("bob", "dave", "erin", "carol")
+    ]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("half")
+    for receiver in (bob, dave, erin):
+        await receiver.next()
+        await receiver.next()
+    await bob.room.leave()
+    far_side.joined.remove(bob.room)
+    await far_side.remove("dave")
+    ends = [await dave.next() for _ in range(2)]
+    told = [bob.heard.qsize(), bob.others.qsize(), dave.others.qsize()]
+    # Erin hears it all.
+    await writer.write(" and half")
+    await writer.close()
+    await erin.next()
+    await erin.next()
+    await carol.room.send_text("the next", TextOptions("t"))
+    await erin.texts(1)
+    await far_side.change("carol", {"a": "1"})
+    while not isinstance(await erin.next_of_others(), ParticipantAttributesChanged):
+        pass
+
+    assert ends[1] is LostReason.REMOVED
+    assert dave.heard.empty()
+    assert [bob.heard.qsize(), bob.others.qsize(), dave.others.qsize()] == told
+
+
 async def test_only_the_addressees_receive(far_side: FarSide) -> None:
     bob, dave, carol = [await far_side.join(name) for name in ("bob", "dave", "carol")]
     await carol.room.send_text("for bob", TextOptions("t", ("bob", "nobody")))
