@@ -109,7 +109,8 @@ class Hub:
     async def session(self, caller: Caller) -> AsyncIterator[ParticipantSession]:
         """The caller's place in the room, joined if need be, and held while the context is.
 
-        Raises Draining, TooManyConnections, TooManyRooms, TooManyJoins, JoinFailed, LiveKitUnavailable.
+        Raises Draining, TooManyConnections, TooManyRooms, TooManyJoins, TooManyTopics, JoinFailed,
+        LiveKitUnavailable.
         """
         slot = await self._acquire(
             Key(caller.room, caller.identity), lambda: self._new_session(caller)
@@ -123,7 +124,10 @@ class Hub:
 
     @asynccontextmanager
     async def observer(self, room: str) -> AsyncIterator[Observer]:
-        """The room's observer, held while the context is. Raises as `session` does."""
+        """The room's observer, held while the context is.
+
+        Raises Draining, TooManyConnections, TooManyJoins, JoinFailed, LiveKitUnavailable.
+        """
         slot = await self._acquire(Key(room, None), lambda: self._new_observer(room))
         try:
             yield slot.connection
@@ -137,7 +141,7 @@ class Hub:
         """The room's observer, and what is done when this caller may not read there any more: by having
         been in the room, and having left it.
 
-        Raises PresenceRequired, and as `session` does.
+        Raises PresenceRequired, and as `observer` does.
         """
         by_presence = not (caller.hidden or caller.room_admin)
         if by_presence:
@@ -224,7 +228,7 @@ class Hub:
     async def register_topic(self, room: str, topic: str) -> bool:
         """Receives and logs the topic in this room, with or without subscribers; whether that is new.
 
-        Raises as `observer` does.
+        Raises TooManyTopics, and as `observer` does.
         """
         if topic in self._room_topics(room):
             return False

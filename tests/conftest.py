@@ -74,6 +74,14 @@ def livekit(
         yield server
 
 
+@pytest.fixture
+def server(livekit_binary: Path, tmp_path: Path) -> Iterator[LiveKitServer]:
+    """A LiveKit server of this one test's, to be stopped and started."""
+    log = tmp_path / "livekit.log"
+    with start_livekit_server(livekit_binary, report=_report, log=log, port=0) as server:
+        yield server
+
+
 @pytest.fixture(params=["memory", "livekit"])
 def serve(request: pytest.FixtureRequest) -> Serve:
     """Opens a gateway with the settings given; once over the in-process twin, once over LiveKit."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Collection, Mapping
+from dataclasses import fields
 
 from gateway.rooms.base import Listener, StreamHeader, TextOptions, TextStreamWriter
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
@@ -41,6 +42,7 @@ class GatedWriter(TextStreamWriter):
         await self._writer.close(attributes)
 
     async def abort(self, reason: str) -> None:
+        await self._room.gate.wait()
         await self._writer.abort(reason)
 
 
@@ -55,8 +57,13 @@ class GatedRooms(MemoryRooms):
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> MemoryRoom:
-        joined = await super().join(room, identity, token, topics, listener)
-        gated = GatedRoom(joined.identity, joined.listener, joined.present, topics=joined.topics)
+        return self._gated(await super().join(room, identity, token, topics, listener))
+
+    async def observe(self, room: str, topics: Collection[str], listener: Listener) -> MemoryRoom:
+        return self._gated(await super().observe(room, topics, listener))
+
+    def _gated(self, joined: MemoryRoom) -> GatedRoom:
+        gated = GatedRoom(*(getattr(joined, field.name) for field in fields(joined)))
         gated.gate, gated.taking = self.gate, self.taking
-        joined.present[identity] = gated
+        joined.present[joined.identity] = gated
         return gated

@@ -15,6 +15,7 @@ from gateway.events import (
     StreamOpened,
 )
 from gateway.rooms.base import Listener, LostReason, Room
+from tests.polling import poll_until
 from tests.running_gateway import DEADLINE, RunningGateway
 
 
@@ -24,10 +25,13 @@ class Guest:
     def __init__(self) -> None:
         self.heard: asyncio.Queue[StreamEvent | ParticipantEvent] = asyncio.Queue()
         self.lost: asyncio.Queue[LostReason] = asyncio.Queue()
-        self.listener = Listener(
-            self.heard.put_nowait, lambda: None, lambda: None, self.lost.put_nowait
-        )
+        self.listener = Listener(self._hear, lambda: None, lambda: None, self.lost.put_nowait)
         self.room: Room
+        self._told = asyncio.Event()
+
+    def _hear(self, event: StreamEvent | ParticipantEvent) -> None:
+        self.heard.put_nowait(event)
+        self._told.set()
 
     async def text(self) -> tuple[str, str]:
         """The next text that ends whole, and whose it is."""
@@ -53,7 +57,8 @@ class Guest:
         """LiveKit tells of participants up to 3 s late."""
         async with asyncio.timeout(DEADLINE):
             while (identity in self.room.identities) is gone:
-                await asyncio.sleep(0.01)
+                self._told.clear()
+                await self._told.wait()
 
     async def reason_of_leaving(self, identity: str) -> str | None:
         """Why that participant left, once it has."""
@@ -68,9 +73,7 @@ class Guest:
 
     async def is_muted(self) -> None:
         """LiveKit has told that we may not send any more."""
-        async with asyncio.timeout(DEADLINE):
-            while self.room.local.can_publish_data:
-                await asyncio.sleep(0.01)
+        await poll_until(lambda: not self.room.local.can_publish_data)
 
 
 class SdkListener:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +24,14 @@ from tools.livekit_server import LiveKitServer
 
 DEADLINE = 5.0
 """Seconds for anything to happen that a test waits for."""
+
+
+async def emptied(hub: Hub) -> None:
+    """Once every connection of the process has ended by itself, or has been left."""
+    async with asyncio.timeout(DEADLINE):
+        while hub._tasks:
+            await asyncio.wait(hub._tasks)
+    assert hub.connections == 0
 
 
 def livekit_token(server: LiveKitServer, room: str, identity: str) -> str:
@@ -178,6 +186,9 @@ class RunningGateway:
     def bearer(self, identity: str, room: str, **grants: Any) -> dict[str, str]:
         return {"Authorization": f"Bearer {self.token(identity, room, **grants)}"}
 
+    def admin_bearer(self, room: str) -> dict[str, str]:
+        return self.bearer("admin", room, room_admin=True)
+
     async def post(
         self,
         room: str,
@@ -304,6 +315,13 @@ class RunningGateway:
             aclosing(_lines(response)) as lines,
         ):
             yield EventStream(response, lines)
+
+    def admin_events(
+        self, room: str, topic: str = "lk.chat", **query: Any
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """Likewise, of an administrator who reads unseen."""
+        token = self.token("admin", room, room_admin=True)
+        return self.events(room, "admin", topic, token=token, presence="none", **query)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway import joins
+from gateway import joins, session
 from gateway.auth import Caller
 from gateway.connection import Connection
 from gateway.errors import (
@@ -19,17 +19,27 @@ from gateway.errors import (
     TooManyTopics,
 )
 from gateway.event_log import EventLog, LogBounds
-from gateway.events import ClosingReason, LogEvent, StreamChunk, closing
+from gateway.events import (
+    ClosingReason,
+    GapReason,
+    GatewayGap,
+    LogEvent,
+    ParticipantEvent,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    closing,
+)
 from gateway.hub import Hub
 from gateway.rooms.base import (
     Listener,
+    LostReason,
     Participant,
     TextOptions,
 )
-from gateway.rooms.memory import MemoryRoom, MemoryRooms
+from gateway.rooms.memory import OBSERVER, MemoryRoom, MemoryRooms
 from tests.gated_rooms import GatedRooms
-
-DEADLINE = 5.0
+from tests.running_gateway import DEADLINE, emptied
 
 
 class SlowRooms(MemoryRooms):
@@ -40,11 +50,13 @@ class SlowRooms(MemoryRooms):
         self.open = asyncio.Event()
         self.refuse = False
         self.joins = 0
+        self.begun: asyncio.Queue[str] = asyncio.Queue()
 
     async def join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> MemoryRoom:
         self.joins += 1
+        self.begun.put_nowait(room)
         await self.open.wait()
         if self.refuse:
             raise JoinFailed("refused")
@@ -73,8 +85,13 @@ def _hub(
 
 
 def _encode(event: LogEvent, position: str) -> bytes:
-    text = f" {event.text}" if isinstance(event, StreamChunk) else ""
-    return f"{event.type}{text}".encode()
+    match event:
+        case StreamChunk():
+            return f"{event.type} {event.text}".encode()
+        case GatewayGap():
+            return f"{event.type} {event.reason} {event.from_}".encode()
+        case _:
+            return event.type.encode()
 
 
 async def _held(hub: Hub, caller: Caller) -> Connection:
@@ -82,10 +99,15 @@ async def _held(hub: Hub, caller: Caller) -> Connection:
         return connection
 
 
-async def _emptied(hub: Hub) -> None:
+async def _logged_until(log: EventLog, true: Callable[[], object]) -> None:
+    """Once it is true, which is looked at whenever the log tells of something."""
+    told = asyncio.Event()
+    log.watch(told.set)
     async with asyncio.timeout(DEADLINE):
-        while hub.connections:
-            await asyncio.sleep(0.01)
+        while not true():
+            told.clear()
+            await told.wait()
+    log.unwatch(told.set)
 
 
 async def test_requests_at_once_make_one_join() -> None:
@@ -146,10 +168,7 @@ async def test_after_its_linger_the_room_is_left_and_the_next_join_begins_a_new_
     rooms = MemoryRooms()
     hub = _hub(rooms, linger=0)
     first = await _held(hub, _caller())
-    ended = asyncio.Event()
-    first.log.watch(ended.set)
-    async with asyncio.timeout(DEADLINE):
-        await ended.wait()
+    await _logged_until(first.log, lambda: first.log.ended)
     second = await _held(hub, _caller())
 
     assert second is not first
@@ -255,6 +274,32 @@ async def test_an_abort_waits_for_the_piece_that_is_being_taken() -> None:
     await hub.drain()
 
 
+async def test_draining_leaves_observers_after_the_sessions_that_they_carry() -> None:
+    """Whose streams end over them, for receivers to see."""
+    rooms = GatedRooms()
+    hub = _hub(rooms)
+    ends: list[tuple[str | None, bool]] = []
+
+    def emit(event: StreamEvent | ParticipantEvent) -> None:
+        if isinstance(event, StreamClosed):
+            ends.append((event.reason, OBSERVER in rooms.identities("r")))
+
+    await rooms.join("r", "carol", "", ("t",), Listener(emit, _deaf, _deaf, _deaf))
+    await Visitor(rooms).join("bob")
+    async with hub.observer("r"), hub.session(_caller()) as bob:
+        await bob.open_stream("bob", TextOptions("t"))
+        draining = asyncio.create_task(hub.drain())
+        for _ in range(
+            100
+        ):  # turns, in which all happens that does not wait for the end of the stream
+            await asyncio.sleep(0)
+        rooms.gate.set()
+        async with asyncio.timeout(DEADLINE):
+            await draining
+
+    assert ends == [("drain", True)]
+
+
 async def test_livekit_is_left_before_event_streams_end() -> None:
     rooms = MemoryRooms()
     hub = _hub(rooms)
@@ -273,7 +318,7 @@ async def test_who_waits_for_a_sender_is_woken_also_when_the_end_came_before() -
     connection = await _held(hub, _caller())
     connection.watch_end(lambda: woken.append("in time"))
     rooms.delete_room("r")
-    await _emptied(hub)
+    await emptied(hub)
     connection.watch_end(lambda: woken.append("late"))
 
     assert woken == ["in time", "late"]
@@ -284,7 +329,7 @@ async def test_the_loss_of_an_earlier_connection_does_not_touch_the_next() -> No
     hub = _hub(rooms)
     first = await _held(hub, _caller())
     rooms.delete_room("r")
-    await _emptied(hub)
+    await emptied(hub)
     second = await _held(hub, _caller())
     await first.leave(ClosingReason.IDLE)
     third = await _held(hub, _caller())
@@ -302,7 +347,7 @@ async def test_a_request_given_up_while_joining_does_not_hold_the_connection() -
     waiting.cancel()
     await asyncio.wait({waiting})
     rooms.open.set()
-    await _emptied(hub)
+    await emptied(hub)
 
     assert rooms.identities("r") == set()
 
@@ -341,8 +386,12 @@ class Visitor:
         self._rooms = rooms
 
     async def join(self, identity: str, room: str = "r") -> MemoryRoom:
-        deaf = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
+        deaf = Listener(_deaf, _deaf, _deaf, _deaf)
         return await self._rooms.join(room, identity, "", ("t",), deaf)
+
+
+def _deaf(*_: object) -> None:
+    pass
 
 
 class AskedRooms(MemoryRooms):
@@ -366,12 +415,76 @@ async def test_a_room_deleted_while_the_observer_carries_is_not_created_anew() -
     bob = await _held(hub, _caller())
     rooms.on_asked = lambda identity: rooms.delete_room("r")
     hub.nudge("r", "bob")
-    async with asyncio.timeout(DEADLINE):
-        while bob.log.ended is None:
-            await asyncio.sleep(0.01)
+    await _logged_until(bob.log, lambda: bob.log.ended)
 
     assert bob.log.ended == closing(ClosingReason.ROOM_CLOSED)
     assert not await rooms.room_exists("r")
+    await hub.drain()
+
+
+async def test_who_leaves_while_the_observer_is_away_does_not_read_on() -> None:
+    """Nobody tells of that leaving: the loss of the observer is what has everybody looked for."""
+    rooms = AskedRooms()
+    hub = _hub(rooms)
+    visitor = await Visitor(rooms).join("bob")
+    await Visitor(rooms).join("carol")
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    rooms.on_asked = asked.put_nowait
+    async with asyncio.timeout(DEADLINE), hub.reading_unseen(_caller()) as (observer, absent):
+        for _ in range(2):  # when reading begins, and when watching does
+            await asked.get()
+        assert isinstance(observer.room, MemoryRoom)
+        observer.room.lose(LostReason.DISCONNECTED)
+        await visitor.leave()
+        await absent
+    await hub.drain()
+
+
+async def test_who_is_there_is_not_known_while_a_place_changes_hands() -> None:
+    rooms = AskedRooms()
+    hub = _hub(rooms)
+    known: list[bool] = []
+
+    def look(_: str) -> None:
+        try:
+            bob.require_received()
+        except LiveKitUnavailable:
+            known.append(False)
+        else:
+            known.append(True)
+
+    async with hub.session(_caller()) as bob:
+        look("before")
+        rooms.on_asked = look  # for it is asked whether the other presence is there
+        await Visitor(rooms).join("bob")
+        await _logged_until(bob.log, lambda: bob.presence == "observer")
+        look("after")
+
+    assert known == [True, False, True]
+    await hub.drain()
+
+
+async def test_what_came_just_before_another_took_our_place_is_in_doubt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "HANDOVER_NOTICED", 60.0)
+    rooms = MemoryRooms()
+    hub = _hub(rooms)
+    async with hub.session(_caller()) as bob:
+        before = bob.log.head
+        carol = await Visitor(rooms).join("carol")
+        await carol.send_text("before", TextOptions("t"))
+        await Visitor(rooms).join("bob")
+        await _logged_until(bob.log, lambda: bob.presence == "observer")
+        await carol.send_text("after", TextOptions("t"))
+        kept = bob.log.replay_all(["t"]).replay
+
+    of_texts = [frame for frame in kept if not frame.startswith(b"participant")]
+    assert of_texts[:4] == [
+        *(b"stream.opened", b"stream.chunk before", b"stream.closed"),
+        f"gateway.gap {GapReason.HANDOVER} {before}".encode(),
+    ]
+    assert sum(frame.startswith(b"gateway.gap") for frame in kept) == 1
     await hub.drain()
 
 
@@ -448,9 +561,7 @@ async def test_what_was_received_for_a_carried_session_is_let_go_with_it() -> No
             bob.register_topic("own")
             assert observer.log.is_registered("own")
             await visitor.leave()
-            async with asyncio.timeout(DEADLINE):
-                while bob.presence == "observer":
-                    await asyncio.sleep(0.01)
+            await _logged_until(bob.log, lambda: bob.presence == "participant")
         assert not observer.log.is_registered("own")
     await hub.drain()
 
@@ -466,9 +577,7 @@ async def test_an_error_that_nobody_expected_ends_the_event_streams() -> None:
     hub = _hub(rooms)
     bob = await _held(hub, _caller())
     await Visitor(rooms).join("bob")
-    async with asyncio.timeout(DEADLINE):
-        while bob.log.ended is None:
-            await asyncio.sleep(0.01)
+    await _logged_until(bob.log, lambda: bob.log.ended)
 
     assert bob.log.ended == closing(ClosingReason.DISCONNECTED)
     assert hub.connections == 0
@@ -479,8 +588,8 @@ async def test_draining_begins_no_joins() -> None:
     hub = _hub(rooms, max_connections=50, max_rooms_of_identity=50)
     joining = [asyncio.create_task(_held(hub, _caller(room=f"r{n}"))) for n in range(30)]
     async with asyncio.timeout(DEADLINE):
-        while rooms.joins < joins.IN_FLIGHT:
-            await asyncio.sleep(0.01)
+        for _ in range(joins.IN_FLIGHT):
+            await rooms.begun.get()
         draining = asyncio.create_task(hub.drain())
         await asyncio.sleep(0)
         rooms.open.set()

@@ -40,6 +40,7 @@ from gateway.web import body, options, problems, sse, upload, writing
 from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
+from tests.running_gateway import DEADLINE
 
 ROOT = Path(__file__).parents[1]
 
@@ -562,8 +563,9 @@ async def test_an_event_stream_is_answered_as_documented(
     """Whole, as it is once the gateway goes away; and with what happened until then."""
     path = _filled(EVENTS.replace("{topic}", "later"))
     reading = asyncio.create_task(client.get(path, params={"participants": "1"}))
-    while "later" not in (await client.get(_filled(TOPICS))).json()["topics"]:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(DEADLINE):
+        while "later" not in (await client.get(_filled(TOPICS))).json()["topics"]:
+            await asyncio.sleep(0)
     await client.post("/rooms/r/text", json={"text": "Hello", "topic": "later"})
     await hub.drain()
     answer = await reading

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 READY_POLL_SECONDS = 0.05
@@ -87,6 +86,14 @@ class ChildProcess:
         if exit_code is not None:
             raise ChildEnded(exit_code)
 
+    def wait_or_kill(self, ready: Callable[[], bool], *, within: float) -> None:
+        """As `wait_until`; a child that we do not see ready, whatever the reason, is killed first."""
+        try:
+            self.wait_until(ready, within=within)
+        except BaseException:
+            self.kill()
+            raise
+
     def stop(self, *, within: float, insist_every: float | None = None) -> None:
         """Ask the child to end (SIGTERM), again every `insist_every` seconds; then kill it.
 
@@ -110,12 +117,7 @@ class ChildProcess:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.kill()
 
     def _kill_group(self) -> None:

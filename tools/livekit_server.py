@@ -21,7 +21,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 from tools.child_process import ChildEnded, ChildNotReady, ChildProcess, http_status, last_lines
@@ -335,12 +334,9 @@ class LiveKitServer:
             command = _command(self.binary, self.ports, self.webhook_urls)
             child = ChildProcess(command, env=_clean_env(), output=output)
         try:
-            child.wait_until(self._answers, within=READY_SECONDS)
-        except BaseException as error:
-            child.kill()
-            if isinstance(error, (ChildEnded, ChildNotReady)):
-                raise self._failed(error) from error
-            raise
+            child.wait_or_kill(self._answers, within=READY_SECONDS)
+        except (ChildEnded, ChildNotReady) as error:
+            raise self._failed(error) from error
         self._child = child
 
     def stop(self) -> None:
@@ -366,12 +362,7 @@ class LiveKitServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def _answers(self) -> bool:

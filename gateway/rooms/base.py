@@ -112,7 +112,8 @@ class Listener:
 
     emit: Callable[[StreamEvent | ParticipantEvent], None]
     reconnecting: Callable[[], None]
-    """The connection is broken, and is being mended below: `reconnected` follows, or `lost`."""
+    """The connection is broken, and is being mended below: `reconnected` follows, or `lost`, unless we
+    leave first."""
     reconnected: Callable[[], None]
     """The connection was broken for a while and is whole again: something may be missing, both ways."""
     lost: Callable[[LostReason], None]

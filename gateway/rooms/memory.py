@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import (
+    ParticipantAttributesChanged,
     ParticipantConnected,
     ParticipantDisconnected,
     StreamOpened,
@@ -82,6 +83,10 @@ class MemoryRooms(Rooms):
         """What LiveKit's UpdateParticipant does to the permission of somebody who is there."""
         self._rooms[room][identity].publish_allowed = allowed
 
+    def change_attributes(self, room: str, identity: str, changed: Mapping[str, str]) -> None:
+        """Likewise to his attributes; an empty one is removed."""
+        self._rooms[room][identity].change_attributes(changed)
+
     async def aclose(self) -> None:
         self._rooms.clear()
 
@@ -109,6 +114,7 @@ class MemoryRoom(Room):
     kind: str = "standard"
     unseen: bool = False
     publish_allowed: bool = True
+    attributes: Mapping[str, str] = field(default_factory=dict)
     connected: bool = True
     sid: str = field(default_factory=lambda: f"PA_{uuid.uuid4().hex[:12]}")
     closed: Callable[[], None] = lambda: None
@@ -123,7 +129,7 @@ class MemoryRoom(Room):
             name="",
             kind=self.kind,
             state="active",
-            attributes={},
+            attributes=self.attributes,
             can_publish_data=self.publish_allowed,
             hidden=self.unseen,
         )
@@ -178,6 +184,13 @@ class MemoryRoom(Room):
         self.topics.update(topics)
         for other in [] if self.unseen else self._others():
             other.listener.emit(ParticipantConnected(self.identity, self.kind, "", {}))
+
+    def change_attributes(self, changed: Mapping[str, str]) -> None:
+        after = {**self.attributes, **changed}
+        self.attributes = {name: value for name, value in after.items() if value}
+        event = ParticipantAttributesChanged(self.identity, changed, self.attributes)
+        for other in self._others():
+            other.listener.emit(event)
 
     def lose(self, reason: LostReason) -> None:
         self._go(_LOST.get(reason))

@@ -9,7 +9,6 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from livekit import api
@@ -43,12 +42,9 @@ class AgentProgram:
             command: list[str | Path] = [python, "-u", PROGRAM, self._port_file]
             self._child = ChildProcess(command, env=_clean_env(), output=output)
         try:
-            self._child.wait_until(self._port_file.exists, within=START_SECONDS)
-        except BaseException as error:
-            self._child.kill()
-            if isinstance(error, (ChildEnded, ChildNotReady)):
-                raise self.failed(f"did not start: {error}") from error
-            raise
+            self._child.wait_or_kill(self._port_file.exists, within=START_SECONDS)
+        except (ChildEnded, ChildNotReady) as error:
+            raise self.failed(f"did not start: {error}") from error
 
     def stop(self) -> None:
         """End it, and with it the agents that are left; their rooms learn it much later."""
@@ -84,12 +80,7 @@ class AgentProgram:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
 
@@ -103,6 +94,11 @@ class Order:
 
     def send(self, order: str, **options: Any) -> None:
         self.writer.write(json.dumps({"order": order, **options}).encode() + b"\n")
+
+    async def carry_out(self, order: str) -> None:
+        """What `order` stands for, done within this one."""
+        self.send(order)
+        await self.until("done")
 
     async def until(self, event: str, room: str | None = None) -> None:
         """The next event of that name, of that room if one is given; others are passed over."""
@@ -133,13 +129,11 @@ class RunningAgent:
 
     async def hold(self) -> None:
         """From now on it begins its answers with `You` and goes no further."""
-        self.order.send("hold")
-        await self.order.until("done")
+        await self.order.carry_out("hold")
 
     async def release(self) -> None:
         """It ends the answer that it has begun, and gives the next ones whole."""
-        self.order.send("release")
-        await self.order.until("done")
+        await self.order.carry_out("release")
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +145,11 @@ class RunningWorker:
 
     async def hold(self) -> None:
         """From now on its agents are dispatched, and do not join."""
-        self.order.send("hold")
-        await self.order.until("done")
+        await self.order.carry_out("hold")
 
     async def release(self) -> None:
         """The agents that are held join, and later ones at once."""
-        self.order.send("release")
-        await self.order.until("done")
+        await self.order.carry_out("release")
 
     async def dispatched(self, room: str) -> None:
         """Its agent for the room is on its way."""

@@ -11,15 +11,23 @@ import pytest
 from livekit import api
 
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, NotSupported
-from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
-from gateway.rooms.base import Listener, LostReason, Room, Rooms, TextOptions
+from gateway.events import (
+    ParticipantAttributesChanged,
+    ParticipantConnected,
+    ParticipantDisconnected,
+    ParticipantEvent,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+)
+from gateway.rooms.base import Listener, LostReason, Room, Rooms, StreamHeader, TextOptions
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.tokens import mint
-from tests.running_gateway import livekit_token
+from tests.polling import poll_until
+from tests.running_gateway import DEADLINE, livekit_token
 from tools.livekit_server import LiveKitServer
-
-DEADLINE = 5.0
 
 
 @dataclass(slots=True)
@@ -29,10 +37,16 @@ class Participant:
     room: Room
     heard: "asyncio.Queue[StreamEvent | LostReason]"
     others: "asyncio.Queue[ParticipantEvent]"
+    told: asyncio.Event
+    """Set whenever one of the others comes, goes or changes."""
 
     async def next(self) -> StreamEvent | LostReason:
         async with asyncio.timeout(DEADLINE):
             return await self.heard.get()
+
+    async def next_of_others(self) -> ParticipantEvent:
+        async with asyncio.timeout(DEADLINE):
+            return await self.others.get()
 
     async def texts(self, count: int) -> list[str]:
         """The next so many texts, each whole, in the order in which they were opened."""
@@ -53,7 +67,12 @@ class Participant:
         """LiveKit tells of participants up to 3 s late."""
         async with asyncio.timeout(DEADLINE):
             while set(self.room.identities) != set(identities):
-                await asyncio.sleep(0.01)
+                self.told.clear()
+                await self.told.wait()
+
+    async def is_muted(self) -> None:
+        """LiveKit has told that we may not send any more."""
+        await poll_until(lambda: not self.room.local.can_publish_data)
 
 
 @dataclass(slots=True)
@@ -64,26 +83,36 @@ class FarSide:
     remove: Callable[[str], Awaitable[None]]
     delete: Callable[[], Awaitable[None]]
     forbid: Callable[[str], Awaitable[None]]
+    change: Callable[[str, dict[str, str]], Awaitable[None]]
+    """Of a participant, the attributes."""
     whole_headers: bool = True
     """The public face of LiveKit's SDK shows less of a stream's header than its sender gave it."""
     joined: list[Room] = field(default_factory=list)
 
     async def join(self, identity: str, *topics: str) -> Participant:
+        token = self.token(identity)
+        return await self._enter(
+            lambda listener: self.rooms.join(self.name, identity, token, topics or ("t",), listener)
+        )
+
+    async def observe(self) -> Participant:
+        return await self._enter(lambda listener: self.rooms.observe(self.name, ("t",), listener))
+
+    async def _enter(self, entering: Callable[[Listener], Awaitable[Room]]) -> Participant:
         heard: asyncio.Queue[StreamEvent | LostReason] = asyncio.Queue()
         others: asyncio.Queue[ParticipantEvent] = asyncio.Queue()
+        told = asyncio.Event()
 
         def emit(event: StreamEvent | ParticipantEvent) -> None:
             if isinstance(event, StreamEvent):
                 heard.put_nowait(event)
             else:
                 others.put_nowait(event)
+                told.set()
 
-        listener = Listener(emit, _unheard, _unheard, heard.put_nowait)
-        room = await self.rooms.join(
-            self.name, identity, self.token(identity), topics or ("t",), listener
-        )
+        room = await entering(Listener(emit, _unheard, _unheard, heard.put_nowait))
         self.joined.append(room)
-        return Participant(room, heard, others)
+        return Participant(room, heard, others, told)
 
 
 @pytest.fixture(params=["memory", "livekit", "livekit-stock"])
@@ -115,7 +144,10 @@ async def _memory(name: str) -> AsyncIterator[FarSide]:
     async def forbid(identity: str) -> None:
         rooms.set_can_publish_data(name, identity, False)
 
-    yield FarSide(rooms, name, lambda identity: "", remove, delete, forbid)
+    async def change(identity: str, attributes: dict[str, str]) -> None:
+        rooms.change_attributes(name, identity, attributes)
+
+    yield FarSide(rooms, name, lambda identity: "", remove, delete, forbid, change)
     await rooms.aclose()
 
 
@@ -138,10 +170,15 @@ async def _livekit(name: str, server: LiveKitServer) -> AsyncIterator[FarSide]:
             api.UpdateParticipantRequest(room=name, identity=identity, permission=permission)
         )
 
+    async def change(identity: str, attributes: dict[str, str]) -> None:
+        await admin.room.update_participant(
+            api.UpdateParticipantRequest(room=name, identity=identity, attributes=attributes)
+        )
+
     def token(identity: str) -> str:
         return livekit_token(server, name, identity)
 
-    yield FarSide(rooms, name, token, remove, delete, forbid)
+    yield FarSide(rooms, name, token, remove, delete, forbid, change)
     await admin.aclose()
     await rooms.aclose()
 
@@ -295,6 +332,36 @@ async def test_our_leaving_ends_the_streams_that_we_were_reading(far_side: FarSi
     assert bob.heard.empty()
 
 
+async def test_who_has_left_or_was_sent_away_is_told_nothing_more(far_side: FarSide) -> None:
+    bob, dave, erin, carol = [
+        await far_side.join(name) for name in ("bob", "dave", "erin", "carol")
+    ]
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("half")
+    for receiver in (bob, dave, erin):
+        await receiver.next()
+        await receiver.next()
+    await bob.room.leave()
+    far_side.joined.remove(bob.room)
+    await far_side.remove("dave")
+    ends = [await dave.next() for _ in range(2)]
+    told = [bob.heard.qsize(), bob.others.qsize(), dave.others.qsize()]
+    # Erin hears it all.
+    await writer.write(" and half")
+    await writer.close()
+    await erin.next()
+    await erin.next()
+    await carol.room.send_text("the next", TextOptions("t"))
+    await erin.texts(1)
+    await far_side.change("carol", {"a": "1"})
+    while not isinstance(await erin.next_of_others(), ParticipantAttributesChanged):
+        pass
+
+    assert ends[1] is LostReason.REMOVED
+    assert dave.heard.empty()
+    assert [bob.heard.qsize(), bob.others.qsize(), dave.others.qsize()] == told
+
+
 async def test_only_the_addressees_receive(far_side: FarSide) -> None:
     bob, dave, carol = [await far_side.join(name) for name in ("bob", "dave", "carol")]
     await carol.room.send_text("for bob", TextOptions("t", ("bob", "nobody")))
@@ -316,6 +383,26 @@ async def test_only_registered_topics_are_received(far_side: FarSide) -> None:
 
     assert first == ["heard"]
     assert await bob.texts(1) == ["now heard"]
+
+
+async def test_a_dropped_topic_is_received_no_more_but_for_what_is_open(far_side: FarSide) -> None:
+    bob = await far_side.join("bob", "t", "u")
+    carol = await far_side.join("carol")
+    writer = await carol.room.open_text_stream(TextOptions("t"))
+    await writer.write("one ")
+    await bob.next()
+    await bob.next()
+    bob.room.unregister_topic("t")
+    await carol.room.send_text("unheard", TextOptions("t"))
+    await writer.write("two")
+    await writer.close()
+    chunk, closed = await bob.next(), await bob.next()
+    await carol.room.send_text("heard", TextOptions("u"))
+
+    assert chunk == StreamChunk(writer.header.stream_id, "t", "carol", 1, "two")
+    assert isinstance(closed, StreamClosed)
+    assert (closed.complete, closed.size) == (True, 7)
+    assert await bob.texts(1) == ["heard"]
 
 
 async def test_streams_open_in_their_senders_order(far_side: FarSide) -> None:
@@ -344,6 +431,105 @@ async def test_the_others_are_seen_and_oneself_is_not(far_side: FarSide) -> None
     await bob.room.leave()
     far_side.joined.remove(bob.room)
     await carol.sees()
+
+
+async def test_the_coming_and_going_of_others_is_told(far_side: FarSide) -> None:
+    bob = await far_side.join("bob")
+    carol, dave, _ = [await far_side.join(name) for name in ("carol", "dave", "erin")]
+    came = [await bob.next_of_others() for _ in range(3)]
+    await carol.room.leave()
+    await dave.room.leave(for_good=True)
+    await far_side.remove("erin")
+    went = [await bob.next_of_others() for _ in range(3)]
+    for left in (carol, dave):
+        far_side.joined.remove(left.room)
+
+    assert sorted(came, key=_of_whom) == [
+        ParticipantConnected(name, "standard", "", {}) for name in ("carol", "dave", "erin")
+    ]
+    assert sorted(went, key=_of_whom) == [
+        ParticipantDisconnected("carol", "user_unavailable"),
+        ParticipantDisconnected("dave", "client_initiated"),
+        ParticipantDisconnected("erin", "participant_removed"),
+    ]
+
+
+async def test_changed_attributes_are_told(far_side: FarSide) -> None:
+    bob, _ = [await far_side.join(name) for name in ("bob", "carol")]
+    await bob.next_of_others()
+    await far_side.change("carol", {"a": "1", "b": "2"})
+    given = await bob.next_of_others()
+    await far_side.change("carol", {"a": ""})
+    removed = await bob.next_of_others()
+    carol = bob.room.participant("carol")
+
+    both = {"a": "1", "b": "2"}
+    assert given == ParticipantAttributesChanged("carol", both, both)
+    assert removed == ParticipantAttributesChanged("carol", {"a": ""}, {"b": "2"})
+    assert carol is not None
+    assert carol.attributes == {"b": "2"}
+
+
+def _of_whom(event: ParticipantEvent) -> str:
+    return event.participant_identity
+
+
+async def test_the_server_knows_at_once_who_is_there(far_side: FarSide) -> None:
+    async def asked() -> tuple[bool, str | None]:
+        found = await far_side.rooms.find_participant(far_side.name, "carol")
+        exists = await far_side.rooms.room_exists(far_side.name)
+        return exists, None if found is None else found.sid
+
+    assert await asked() == (False, None)
+    bob = await far_side.join("bob")
+    assert await asked() == (True, None)
+    carol = await far_side.join("carol")
+    assert await asked() == (True, carol.room.local.sid)
+    await bob.sees("carol")
+    await far_side.remove("carol")
+    await bob.sees()
+    assert await asked() == (True, None)
+    await far_side.delete()
+    assert await bob.next() is LostReason.ROOM_CLOSED
+    assert await asked() == (False, None)
+
+
+async def test_who_observes_receives_and_is_not_seen(far_side: FarSide) -> None:
+    bob = await far_side.join("bob")
+    observer = await far_side.observe()
+    carol = await far_side.join("carol")
+    await observer.sees("bob", "carol")
+    await carol.sees("bob")
+    await carol.room.send_text("for all", TextOptions("t"))
+
+    assert observer.room.local.hidden
+    assert await observer.texts(1) == ["for all"]
+    # The first of whom bob is told came after the observer.
+    assert await bob.next_of_others() == ParticipantConnected("carol", "standard", "", {})
+    assert set(bob.room.identities) == {"carol"}
+
+
+async def test_who_observes_sends_on_behalf_of_others(far_side: FarSide) -> None:
+    async def all_hear(header: StreamHeader, text: str) -> None:
+        # Bob too, who is there by other means than what was sent by.
+        for receiver in (bob, carol):
+            opened, chunk, closed = [await receiver.next() for _ in range(3)]
+            assert isinstance(opened, StreamOpened)
+            assert (opened.stream_id, opened.participant_identity) == (header.stream_id, "bob")
+            assert chunk == StreamChunk(header.stream_id, "t", "bob", 0, text)
+            assert isinstance(closed, StreamClosed)
+            assert closed.complete
+
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    observer = await far_side.observe()
+    header = await observer.room.send_text("whole", TextOptions("t"), sender="bob")
+    await all_hear(header, "whole")
+    writer = await observer.room.open_text_stream(TextOptions("t"), sender="bob")
+    await writer.write("in pieces")
+    await writer.close()
+    await all_hear(writer.header, "in pieces")
+
+    assert observer.heard.empty()
 
 
 async def test_joining_as_somebody_who_is_there_takes_his_place(far_side: FarSide) -> None:
@@ -392,9 +578,7 @@ async def test_a_permission_taken_away_is_known(far_side: FarSide) -> None:
     assert bob.room.local.can_publish_data
     await far_side.forbid("bob")
 
-    async with asyncio.timeout(DEADLINE):
-        while bob.room.local.can_publish_data:
-            await asyncio.sleep(0.01)
+    await bob.is_muted()
 
 
 async def test_what_is_sent_without_the_permission_is_refused_and_not_lost(
@@ -406,9 +590,7 @@ async def test_what_is_sent_without_the_permission_is_refused_and_not_lost(
     await bob.next()
     await bob.next()
     await far_side.forbid("carol")
-    async with asyncio.timeout(DEADLINE):
-        while carol.room.local.can_publish_data:
-            await asyncio.sleep(0.01)
+    await carol.is_muted()
 
     with pytest.raises(NotPermitted):
         await writer.write("lost?")

@@ -2,9 +2,6 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -13,28 +10,23 @@ from gateway.rooms import livekit as livekit_rooms
 from gateway.rooms.base import TextOptions
 from tests.conftest import serve_on
 from tests.guests import guest
-from tests.running_gateway import DEADLINE, RunningGateway
-from tools.livekit_server import LiveKitServer, start_livekit_server
+from tests.running_gateway import DEADLINE, EventStream, RunningGateway
+from tools.livekit_server import LiveKitServer
 
 BACK_WITHIN = 5.0
 """Seconds after the server's return until live events come again."""
 
 
-@pytest.fixture
-def server(livekit_binary: Path, tmp_path: Path) -> Iterator[LiveKitServer]:
-    log = tmp_path / "livekit.log"
-    with start_livekit_server(livekit_binary, report=print, log=log, port=0) as server:
-        yield server
-
-
-async def _heard(gateway: RunningGateway, room: str, text: str, events: Any) -> float:
-    """Posts as somebody else, once the room is received again, until the text comes out as an event;
-    how long that took, in seconds. What is sent before may be missing, which the gap says."""
+async def _heard(
+    gateway: RunningGateway, room: str, text: str, bob: EventStream, carol: EventStream
+) -> float:
+    """Posts as carol, once both are back, and waits until the text comes out as bob's event; how long
+    that took, in seconds. What is sent before may be missing, which the gap says."""
     begun = time.monotonic()
-    await events.until("room.reconnected")
-    while (await gateway.post(room, "carol", text)).status_code != 200:
-        await asyncio.sleep(0.05)
-    while (await events.text()).text != text:
+    for events in (bob, carol):
+        await events.until("room.reconnected")
+    assert (await gateway.post(room, "carol", text)).status_code == 200
+    while (await bob.text()).text != text:
         pass
     return time.monotonic() - begun
 
@@ -50,8 +42,10 @@ async def test_event_streams_outlast_a_restart_of_livekit(
     async with (
         serve_on(server, heartbeat=1.0) as gateway,
         gateway.events(room, "bob") as bob,
+        gateway.events(room, "carol") as carol,
     ):
-        await bob.until("gateway.opened")
+        for events in (bob, carol):
+            await events.until("gateway.opened")
         await gateway.post(room, "carol", "before")
         await bob.text()
         server.kill()
@@ -67,7 +61,7 @@ async def test_event_streams_outlast_a_restart_of_livekit(
             headers={**gateway.bearer("dave", room), "Last-Event-ID": "0123456789abcdef-7"},
         )
         await asyncio.to_thread(server.start)
-        took = await _heard(gateway, room, "after", bob)
+        took = await _heard(gateway, room, "after", bob, carol)
         # What came in between was told, in this order.
         async with gateway.events(room, "bob", last_event_id=reconnecting.id) as again:
             await again.until("gateway.opened")
@@ -85,23 +79,22 @@ async def test_event_streams_outlast_a_restart_of_livekit(
 
 
 async def test_an_observer_outlasts_a_restart_of_livekit(server: LiveKitServer, room: str) -> None:
-    async with serve_on(server) as gateway:
-        admin = gateway.token("admin", room, room_admin=True)
-        async with (
-            gateway.events(room, "admin", token=admin, presence="none") as events,
-            guest(gateway, room, "bob") as bob,
-        ):
+    async with (
+        serve_on(server) as gateway,
+        gateway.admin_events(room) as events,
+        guest(gateway, room, "bob") as bob,
+    ):
+        await events.until("room.opened")
+        server.kill()
+        await events.until("room.reconnecting")
+        async with asyncio.timeout(2 * DEADLINE):
+            await bob.lost.get()  # given up; his room went with the server
+        await asyncio.to_thread(server.start)
+        names = [(await events.next()).name for _ in range(3)]
+        async with guest(gateway, room, "carol") as carol:
             await events.until("room.opened")
-            server.kill()
-            await events.until("room.reconnecting")
-            async with asyncio.timeout(2 * DEADLINE):
-                await bob.lost.get()  # given up; his room went with the server
-            await asyncio.to_thread(server.start)
-            names = [(await events.next()).name for _ in range(3)]
-            async with guest(gateway, room, "carol") as carol:
-                await events.until("room.opened")
-                await carol.room.send_text("after", TextOptions("lk.chat"))
-                text = await events.text()
+            await carol.room.send_text("after", TextOptions("lk.chat"))
+            text = await events.text()
 
     assert names == ["gateway.gap", "room.reconnected", "room.waiting"]
     assert text.text == "after"

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.native.dispatch import DISPATCH
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
-from tools.livekit_server import start_livekit_server
+from tools.livekit_server import LiveKitServer
 
 
 class SdkParticipant:
@@ -157,39 +156,37 @@ async def test_after_its_linger_a_participant_leaves_as_one_who_may_come_back(
 
 
 async def test_a_join_that_was_given_up_does_not_disturb_the_next(
-    livekit_binary: Path, room: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: LiveKitServer, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server stands still during a join, and the caller tries again."""
     monkeypatch.setattr(livekit_rooms, "JOIN_TIMEOUT", 0.5)
-    log = tmp_path / "server.log"
-    with start_livekit_server(livekit_binary, report=print, log=log, port=0) as server:
-        rooms = LiveKitRooms(server.url, server.api_key, server.api_secret, max_stream_bytes=1)
-        heard: list[str] = []
+    rooms = LiveKitRooms(server.url, server.api_key, server.api_secret, max_stream_bytes=1)
+    heard: list[str] = []
 
-        def listener(name: str) -> Listener:
-            return Listener(
-                lambda event: None,
-                lambda: None,
-                lambda: None,
-                lambda reason: heard.append(f"{name}: {reason}"),
-            )
+    def listener(name: str) -> Listener:
+        return Listener(
+            lambda event: None,
+            lambda: None,
+            lambda: None,
+            lambda reason: heard.append(f"{name}: {reason}"),
+        )
 
-        token = livekit_token(server, room, "bob")
-        os.kill(server.pid, signal.SIGSTOP)
-        try:
-            for attempt in ("first", "second"):
-                with pytest.raises(LiveKitUnavailable):
-                    await rooms.join(room, "bob", token, (), listener(attempt))
-        finally:
-            os.kill(server.pid, signal.SIGCONT)
-        monkeypatch.setattr(livekit_rooms, "JOIN_TIMEOUT", 10.0)
-        joined = await rooms.join(room, "bob", token, (), listener("third"))
-        carol = rtc.Room()
-        await carol.connect(server.url, livekit_token(server, room, "carol"))
-        seen = set(carol.remote_participants)
-        await carol.disconnect()
-        await joined.leave()
-        await rooms.aclose()
+    token = livekit_token(server, room, "bob")
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        for attempt in ("first", "second"):
+            with pytest.raises(LiveKitUnavailable):
+                await rooms.join(room, "bob", token, (), listener(attempt))
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+    monkeypatch.setattr(livekit_rooms, "JOIN_TIMEOUT", 10.0)
+    joined = await rooms.join(room, "bob", token, (), listener("third"))
+    carol = rtc.Room()
+    await carol.connect(server.url, livekit_token(server, room, "carol"))
+    seen = set(carol.remote_participants)
+    await carol.disconnect()
+    await joined.leave()
+    await rooms.aclose()
 
     assert seen == {"bob"}
     assert heard == []

@@ -23,6 +23,7 @@ from gateway.rooms.native import cured_room, dispatch as dispatch_module, parts,
 from gateway.rooms.native.dispatch import ABANDONED, DISPATCH
 from gateway.rooms.native.room import NativeRoom
 from gateway.rooms.tokens import mint
+from tests.polling import poll_until
 from tests.running_gateway import DEADLINE, livekit_token
 from tools.livekit_server import LiveKitServer
 
@@ -279,8 +280,7 @@ async def test_a_cancelled_send_leaves_nothing_behind(side: Joined) -> None:
     carol = await side.join("carol")
     await carol.send_text("the first", TextOptions("t"))
     sending = asyncio.create_task(carol.send_text("x", TextOptions("t")))
-    while not DISPATCH._answers:
-        await asyncio.sleep(0)
+    await poll_until(lambda: DISPATCH._answers, every=0)  # it may be answered at once
     sending.cancel()
     with pytest.raises(asyncio.CancelledError):
         await sending
@@ -295,8 +295,7 @@ async def test_a_stream_that_opens_after_its_sender_gave_up_is_closed(side: Join
     await carol.send_text("the first", TextOptions("t"))
     await bob.opened(1)
     opening = asyncio.create_task(carol.open_text_stream(TextOptions("t")))
-    while not DISPATCH._answers:
-        await asyncio.sleep(0)
+    await poll_until(lambda: DISPATCH._answers, every=0)  # it may be answered at once
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
@@ -354,8 +353,11 @@ async def test_an_error_of_a_listener_is_reported_and_holds_up_nobody(side: Join
 async def test_a_listener_that_fails_at_the_opening_of_a_stream_leaves_no_reader(
     side: Joined, caplog: pytest.LogCaptureFixture
 ) -> None:
+    failed = asyncio.Event()
+
     def fail(event: StreamEvent | ParticipantEvent) -> None:
         if isinstance(event, StreamOpened):
+            failed.set()
             raise ValueError(event.stream_id)
 
     bob = Ears()
@@ -367,9 +369,9 @@ async def test_a_listener_that_fails_at_the_opening_of_a_stream_leaves_no_reader
     header = await carol.send_text("text", TextOptions("t"))
     await bob.opened(1)
     async with asyncio.timeout(DEADLINE):
-        while header.stream_id not in caplog.text:
-            await asyncio.sleep(0.01)
+        await failed.wait()
 
+    assert header.stream_id in caplog.text
     assert not mallory.sdk_room._text_stream_readers
 
 
@@ -424,7 +426,7 @@ def test_the_library_outlives_a_loop_and_serves_the_next(livekit: LiveKitServer,
 
 
 _TWO_REFUSALS = """
-import asyncio, sys
+import asyncio, logging, sys
 from gateway.errors import JoinFailed
 from gateway.logs import configure_logging
 from gateway.rooms.base import Listener
@@ -433,6 +435,14 @@ from gateway.rooms.native import parts
 from gateway.rooms.native.dispatch import DISPATCH
 
 async def main(url, token, log):
+    told = asyncio.Event()
+
+    def of_the_last(record):
+        if "failed to handle request" in record.getMessage():
+            told.set()
+        return True
+
+    logging.getLogger("livekit").addFilter(of_the_last)
     rooms = LiveKitRooms(url, "devkey", "secret", max_stream_bytes=1, log=log)
     try:
         await rooms.join("r", "i", token, (), Listener(print, print, print, print))
@@ -443,7 +453,9 @@ async def main(url, token, log):
         try:
             DISPATCH.request(request)
         except RuntimeError:
-            await asyncio.sleep(LOG_SECONDS)
+            # The library hands its log over now and then; with its log off it would write at once.
+            if log:
+                await asyncio.wait_for(told.wait(), DEADLINE)
     await rooms.aclose()
 
 configure_logging("INFO", livekit=LOG)
@@ -457,8 +469,7 @@ def test_what_the_library_logs_has_neither_tokens_nor_texts(
 ) -> None:
     secret = "not the secret, but one of at least 32 bytes"
     token = mint("devkey", secret, room="r", identity="i", ttl=timedelta(minutes=1))
-    # The library hands its log over once a second.
-    program = f"LOG, LOG_SECONDS = {log}, {1.5 if log else 0}\n{_TWO_REFUSALS}"
+    program = f"LOG, DEADLINE = {log}, {DEADLINE}\n{_TWO_REFUSALS}"
     ended = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", program, livekit.url, token],
         capture_output=True,
@@ -487,7 +498,7 @@ async def main():
     event.panic.message = "all is lost"
     data = event.SerializeToString()
     DISPATCH._callback((ctypes.c_uint8 * len(data))(*data), len(data))
-    await asyncio.sleep(30)
+    await asyncio.Event().wait()
 
 asyncio.run(main())
 """

@@ -94,6 +94,19 @@ def test_waiting_for_a_child_has_an_end() -> None:
         child.wait_until(lambda: False, within=0.1)
 
 
+def test_a_child_that_is_not_seen_ready_is_killed(tmp_path: Path) -> None:
+    def broken_off() -> bool:
+        raise KeyboardInterrupt
+
+    log = tmp_path / "log"
+    for ready, raised in ((lambda: False, ChildNotReady), (broken_off, KeyboardInterrupt)):
+        with log.open("wb") as output, start(*DEAF, output=output.fileno()) as child:
+            child.wait_until(lambda: log.read_text() == "deaf\n", within=DEADLINE)
+            with pytest.raises(raised):
+                child.wait_or_kill(ready, within=0.1)
+            assert child.poll() == -signal.SIGKILL
+
+
 def test_where_nothing_listens_there_is_no_status(unused_port: int) -> None:
     assert http_status("127.0.0.1", unused_port, "/") is None
 

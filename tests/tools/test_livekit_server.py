@@ -266,12 +266,6 @@ def test_a_cache_that_cannot_be_written_is_told(place: Place, tmp_path: Path) ->
 # Run
 
 
-@pytest.fixture
-def server(livekit_binary: Path, tmp_path: Path) -> Iterator[LiveKitServer]:
-    with start_livekit_server(livekit_binary, report=print, log=tmp_path / "log", port=0) as server:
-        yield server
-
-
 def answers(server: LiveKitServer) -> bool:
     return http_status("127.0.0.1", server.ports.signal, "/") == 200
 

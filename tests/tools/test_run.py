@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 import jwt
 import pytest
 
+from tests.polling import poll_until
 from tools.child_process import http_status
 from tools.livekit_server import start_livekit_server
 from tools.run import GATEWAY_PORT
@@ -192,9 +193,7 @@ async def test_ctrl_c_while_it_starts_is_no_error(tmp_path: Path) -> None:
     never_ready.write_text(f"#!/bin/sh\necho $$ > {pid}.new; mv {pid}.new {pid}\nexec sleep 60\n")
     never_ready.chmod(0o755)
     async with run(LIVEKIT_SERVER_BIN=str(never_ready)) as running:
-        async with asyncio.timeout(START_SECONDS):
-            while not pid.exists():
-                await asyncio.sleep(0.01)
+        await poll_until(pid.exists, within=START_SECONDS)
         running.process.send_signal(signal.SIGINT)
         exit_code, _ = await running.end()
     assert exit_code == 0

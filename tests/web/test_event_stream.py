@@ -11,6 +11,7 @@ from gateway.rooms.memory import MemoryRooms
 from gateway.settings import Settings
 from tests.conftest import Serve
 from tests.gated_rooms import GatedRooms
+from tests.polling import poll_until
 from tests.running_gateway import EventStream, RunningGateway, running
 
 
@@ -415,9 +416,7 @@ async def test_a_whole_text_that_is_still_arriving_is_refused_when_the_gateway_d
         gateway.upload(room, "carol", content_type="application/json") as upload,
     ):
         upload.send(b'{"text": ')
-        async with asyncio.timeout(5):
-            while not gateway.hub._drain_watchers:
-                await asyncio.sleep(0.01)
+        await poll_until(lambda: gateway.hub._drain_watchers)
         gateway.server.should_exit = True
         status, problem = await upload.answer()
 

@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import jwt
 import pytest
 
 from gateway.events import StreamOpened
@@ -15,29 +16,21 @@ from tests.running_gateway import RunningGateway
 CHAT = TextOptions("lk.chat")
 
 
-def _admin(gateway: RunningGateway, room: str) -> str:
-    return gateway.token("admin", room, room_admin=True)
-
-
 async def test_an_observer_waits_for_the_room_and_does_not_create_it(
     serve: Serve, room: str
 ) -> None:
-    async with serve() as gateway:
-        watching = gateway.events(
-            room, "admin", token=_admin(gateway, room), presence="none", participants="1"
-        )
-        async with watching as admin:
-            opened = await admin.next()
-            waiting = await admin.next()
-            existed = await gateway.rooms.room_exists(room)
-            async with guest(gateway, room, "bob") as bob:
-                gap = await admin.until("gateway.gap")
-                assert (await admin.next()).name == "room.opened"
-                async with guest(gateway, room, "carol"):
-                    carol = await admin.until("participant.connected")
-                    seen = set(bob.room.identities)
-                    await bob.room.send_text("hello", CHAT)
-                    text = await admin.text()
+    async with serve() as gateway, gateway.admin_events(room, participants="1") as admin:
+        opened = await admin.next()
+        waiting = await admin.next()
+        existed = await gateway.rooms.room_exists(room)
+        async with guest(gateway, room, "bob") as bob:
+            gap = await admin.until("gateway.gap")
+            assert (await admin.next()).name == "room.opened"
+            async with guest(gateway, room, "carol"):
+                carol = await admin.until("participant.connected")
+                seen = set(bob.room.identities)
+                await bob.room.send_text("hello", CHAT)
+                text = await admin.text()
 
     assert opened.data["presence"] == "observer"
     assert waiting.name == "room.waiting"
@@ -50,17 +43,19 @@ async def test_an_observer_waits_for_the_room_and_does_not_create_it(
 
 
 async def test_an_observer_sees_the_room_end_and_is_there_again(serve: Serve, room: str) -> None:
-    async with serve() as gateway, guest(gateway, room, "bob") as bob:
-        watching = gateway.events(room, "admin", token=_admin(gateway, room), presence="none")
-        async with watching as admin:
-            first = await admin.next()
-            await gateway.delete_room(room)
-            names = [(await admin.next()).name for _ in range(2)]
-            assert (await bob.lost.get()).value == "room_closed"
-            async with guest(gateway, room, "carol") as carol:
-                await admin.until("room.opened")
-                await carol.room.send_text("again", CHAT)
-                text = await admin.text()
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "bob") as bob,
+        gateway.admin_events(room) as admin,
+    ):
+        first = await admin.next()
+        await gateway.delete_room(room)
+        names = [(await admin.next()).name for _ in range(2)]
+        assert (await bob.lost.get()).value == "room_closed"
+        async with guest(gateway, room, "carol") as carol:
+            await admin.until("room.opened")
+            await carol.room.send_text("again", CHAT)
+            text = await admin.text()
 
     assert first.name == "gateway.opened"
     assert names == ["room.closed", "room.waiting"]
@@ -141,10 +136,7 @@ async def test_sending_on_behalf_of_who_is_there_evicts_nobody(serve: Serve, roo
 
 async def test_an_administrator_sends_unseen_but_creates_no_room(serve: Serve, room: str) -> None:
     async with serve() as gateway:
-        headers = {
-            "Authorization": f"Bearer {_admin(gateway, room)}",
-            "Content-Type": "text/plain",
-        }
+        headers = {**gateway.admin_bearer(room), "Content-Type": "text/plain"}
         path = f"/rooms/{room}/text?presence=none"
         early = await gateway.client.post(path, content="?", headers=headers)
         existed = await gateway.rooms.room_exists(room)
@@ -206,6 +198,39 @@ async def test_a_session_is_carried_by_the_observer_until_the_other_presence_goe
     assert bob.lost.empty()
 
 
+async def test_a_stream_that_only_the_observer_goes_on_receiving_is_cut_off_for_who_joins(
+    serve: Serve, room: str
+) -> None:
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "carol") as carol,
+        gateway.admin_events(room) as admin,
+    ):
+        bob = await join(gateway, room, "bob")
+        async with gateway.events(room, "bob") as events:
+            assert (await events.next()).data["presence"] == "observer"
+            writer = await carol.room.open_text_stream(CHAT)
+            await writer.write("half")
+            await events.until("stream.chunk")
+            await bob.room.leave()
+            closed = await events.until("stream.closed")
+            gap = await events.next()
+            async with guest(gateway, room, "bob"):  # carried once more: what was cut off stays so
+                assert (await events.until("gateway.gap")).data["presence"] == "observer"
+                await writer.write(" and half")
+                await writer.close()
+                whole = await admin.text()
+                await carol.room.send_text("the next", CHAT)
+                following = await events.text()
+
+    assert closed.data["stream_id"] == writer.header.stream_id
+    assert (closed.data["complete"], closed.data["reason"]) == (False, "handover")
+    assert (closed.data["size"], closed.data["chunks"]) == (4, 1)
+    assert (gap.name, gap.data["presence"]) == ("gateway.gap", "participant")
+    assert whole.text == "half and half"
+    assert following.text == "the next"
+
+
 async def test_a_session_gives_way_to_another_presence_of_its_identity(
     serve: Serve, room: str
 ) -> None:
@@ -254,6 +279,30 @@ async def test_a_newer_token_with_other_grants_joins_anew(serve_livekit: Serve, 
     assert text == ("bob", "seen now")
 
 
+async def test_who_is_there_hidden_sends_nothing_with_an_older_token(
+    serve_livekit: Serve, room: str
+) -> None:
+    """LiveKit would show it as a text of nobody."""
+    async with serve_livekit() as gateway, guest(gateway, room, "carol") as carol:
+        claims = jwt.decode(gateway.token("bob", room), options={"verify_signature": False})
+        older = {**claims, "iat": time.time() - 10}
+        secret = gateway.settings.livekit_api_secret
+        headers = {
+            "Authorization": f"Bearer {jwt.encode(older, secret, algorithm='HS256')}",
+            "Content-Type": "text/plain",
+        }
+        hidden = gateway.token("bob", room, hidden=True)
+        async with gateway.events(room, "bob", token=hidden) as events:
+            await events.until("gateway.opened")
+            answer = await gateway.client.post(f"/rooms/{room}/text", content="?", headers=headers)
+        await gateway.post(room, "dave", "the next")
+        text = await carol.text()
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "not_permitted")
+    assert "hidden" in answer.json()["detail"]
+    assert text == ("dave", "the next")
+
+
 async def test_a_returning_event_stream_never_creates_a_room(serve: Serve, room: str) -> None:
     async with serve() as gateway:
         back = await gateway.client.get(
@@ -296,10 +345,9 @@ async def test_wrong_parameters(
 @pytest.mark.needs("chromium")
 @pytest.mark.needs("npm")
 async def test_a_browser_on_webrtc_and_http_share_one_identity(
-    serve_livekit: Serve, browser_participant: InBrowser, room: str
+    gateway: RunningGateway, browser_participant: InBrowser, room: str
 ) -> None:
     async with (
-        serve_livekit() as gateway,
         guest(gateway, room, "carol") as carol,
         browser_participant(room, "bob") as browser,
         gateway.events(room, "bob") as events,
@@ -339,10 +387,9 @@ async def test_a_browser_on_webrtc_and_http_share_one_identity(
 @pytest.mark.needs("chromium")
 @pytest.mark.needs("npm")
 async def test_a_browser_that_comes_later_takes_over_and_stays(
-    serve_livekit: Serve, browser_participant: InBrowser, room: str
+    gateway: RunningGateway, browser_participant: InBrowser, room: str
 ) -> None:
     async with (
-        serve_livekit() as gateway,
         guest(gateway, room, "carol") as carol,
         gateway.events(room, "bob") as events,
     ):
@@ -361,17 +408,18 @@ async def test_a_browser_that_comes_later_takes_over_and_stays(
 
 async def test_a_text_is_local_to_its_sender_alone(serve: Serve, room: str) -> None:
     """Over the observer, which carries both, and shows what it sends to all whom it carries."""
-    async with serve() as gateway, guest(gateway, room, "bob"), guest(gateway, room, "carol"):
-        admin = gateway.token("admin", room, room_admin=True)
-        async with (
-            gateway.events(room, "bob") as bob,
-            gateway.events(room, "carol") as carol,
-            gateway.events(room, "admin", token=admin, presence="none") as operator,
-        ):
-            for events in (bob, carol, operator):
-                assert (await events.next()).data["presence"] == "observer"
-            await gateway.post(room, "bob", "hi")
-            local = [(await events.text()).header["local"] for events in (bob, carol, operator)]
+    async with (
+        serve() as gateway,
+        guest(gateway, room, "bob"),
+        guest(gateway, room, "carol"),
+        gateway.events(room, "bob") as bob,
+        gateway.events(room, "carol") as carol,
+        gateway.admin_events(room) as operator,
+    ):
+        for events in (bob, carol, operator):
+            assert (await events.next()).data["presence"] == "observer"
+        await gateway.post(room, "bob", "hi")
+        local = [(await events.text()).header["local"] for events in (bob, carol, operator)]
 
     assert local == [True, False, False]
 
@@ -383,10 +431,7 @@ async def test_waiting_for_an_agent_in_a_room_that_does_not_exist_is_no_waiting(
         answer = await gateway.client.post(
             f"/rooms/{room}/text?presence=none&agent_timeout=30",
             content="?",
-            headers={
-                "Authorization": f"Bearer {gateway.token('admin', room, room_admin=True)}",
-                "Content-Type": "text/plain",
-            },
+            headers={**gateway.admin_bearer(room), "Content-Type": "text/plain"},
         )
 
     assert (answer.status_code, answer.json()["code"]) == (404, "room_not_open")
@@ -407,15 +452,17 @@ async def test_who_came_and_went_unannounced_does_not_read_on(
     serve_livekit: Serve, room: str
 ) -> None:
     """LiveKit tells an observer that is there already neither of the coming nor of the leaving."""
-    async with serve_livekit() as gateway, guest(gateway, room, "carol"):
-        admin = gateway.token("admin", room, room_admin=True)
-        async with gateway.events(room, "admin", token=admin, presence="none") as operator:
-            await operator.until("gateway.opened")
-            bob = await join(gateway, room, "bob")
-            async with gateway.events(room, "bob", presence="none") as reading:
-                await reading.until("gateway.opened")
-                await bob.room.leave()
-                closing = await reading.until("gateway.closing")
+    async with (
+        serve_livekit() as gateway,
+        guest(gateway, room, "carol"),
+        gateway.admin_events(room) as operator,
+    ):
+        await operator.until("gateway.opened")
+        bob = await join(gateway, room, "bob")
+        async with gateway.events(room, "bob", presence="none") as reading:
+            await reading.until("gateway.opened")
+            await bob.room.leave()
+            closing = await reading.until("gateway.closing")
 
     assert closing.data["reason"] == "absent"
 

@@ -6,14 +6,10 @@ import httpx
 import pytest
 
 from gateway import observer
-from gateway.rooms.base import TextOptions
+from gateway.rooms.base import Listener, TextOptions
 from tests.conftest import Serve
 from tests.guests import guest
 from tests.running_gateway import RunningGateway
-
-
-def _admin(gateway: RunningGateway, room: str) -> dict[str, str]:
-    return gateway.bearer("admin", room, room_admin=True)
 
 
 async def _participants(
@@ -58,7 +54,7 @@ async def test_participants_are_listed_and_their_changes_follow(serve: Serve, ro
 async def test_observers_are_not_listed_and_not_told_of(serve: Serve, room: str) -> None:
     async with serve() as gateway, gateway.events(room, "bob", participants="1") as bob:
         await bob.until("gateway.opened")
-        unseen = await _participants(gateway, room, _admin(gateway, room), presence="none")
+        unseen = await _participants(gateway, room, gateway.admin_bearer(room), presence="none")
         seen = await _participants(gateway, room, gateway.bearer("bob", room))
         async with guest(gateway, room, "carol"):
             first = await bob.next()
@@ -66,6 +62,31 @@ async def test_observers_are_not_listed_and_not_told_of(serve: Serve, room: str)
     assert [each["identity"] for each in unseen["participants"]] == ["bob"]
     assert [each["identity"] for each in seen["participants"]] == ["bob"]
     assert first.data["participant_identity"] == "carol"
+
+
+async def test_who_is_there_is_not_told_while_the_connection_is_broken(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        (slot,) = gateway.hub._slots.values()
+        livekit: Listener = slot.connection._carrier.room.listener
+        path = f"/rooms/{room}/participants"
+        livekit.reconnecting()
+        broken = await gateway.client.get(path, headers=gateway.bearer("bob", room))
+        livekit.reconnected()
+        mended = await _participants(gateway, room, gateway.bearer("bob", room))
+
+    assert (broken.status_code, broken.json()["code"]) == (503, "livekit_unavailable")
+    assert "not known" in broken.json()["detail"]
+    assert [each["identity"] for each in mended["participants"]] == ["bob"]
+
+
+async def test_nobody_is_in_a_room_that_does_not_exist(serve: Serve, room: str) -> None:
+    async with serve() as gateway:
+        listed = await _participants(gateway, room, gateway.admin_bearer(room), presence="none")
+
+    assert listed["participants"] == []
 
 
 async def test_participants_are_not_shown_unless_asked_for(serve: Serve, room: str) -> None:
@@ -110,13 +131,11 @@ async def test_leaving_is_for_good(serve: Serve, room: str) -> None:
 async def test_a_registered_topic_is_logged_with_no_subscriber(serve: Serve, room: str) -> None:
     async with serve() as gateway, guest(gateway, room, "carol") as carol:
         path = f"/rooms/{room}/topics/later"
-        admin = _admin(gateway, room)
+        admin = gateway.admin_bearer(room)
         refused = await gateway.client.put(path, headers=gateway.bearer("bob", room))
         put = [await gateway.client.put(path, headers=admin) for _ in range(2)]
         await carol.room.send_text("unread", TextOptions("later"))
-        token = admin["Authorization"].removeprefix("Bearer ")
-        reading = gateway.events(room, "admin", "later", token=token, presence="none", replay="all")
-        async with reading as events:
+        async with gateway.admin_events(room, "later", replay="all") as events:
             text = await events.text()
             kept = await gateway.client.delete(path, headers=admin)
             await carol.room.send_text("followed still", TextOptions("later"))
@@ -140,7 +159,7 @@ async def test_a_topic_is_received_by_who_is_there_when_it_is_registered(
 ) -> None:
     async with serve() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
-        admin = _admin(gateway, room)
+        admin = gateway.admin_bearer(room)
         await gateway.client.put(f"/rooms/{room}/topics/later", headers=admin)
         listed: httpx.Response = await gateway.client.get(
             f"/rooms/{room}/topics", headers=gateway.bearer("bob", room)
@@ -159,14 +178,12 @@ async def test_a_topic_registered_before_the_room_exists_is_heard_from_its_begin
     """Also unseen, where nothing but our own joining tells that the room is there now."""
     monkeypatch.setattr(observer, "POLL_FIRST", 3600.0)
     async with serve() as gateway:
-        admin = _admin(gateway, room)
+        admin = gateway.admin_bearer(room)
         await gateway.client.put(f"/rooms/{room}/topics/later", headers=admin)
         existed = await gateway.rooms.room_exists(room)
         for number in range(3):
             await gateway.post(room, "carol", str(number), topic="later")
-        token = admin["Authorization"].removeprefix("Bearer ")
-        reading = gateway.events(room, "admin", "later", token=token, presence="none", replay="all")
-        async with reading as events:
+        async with gateway.admin_events(room, "later", replay="all") as events:
             texts = [(await events.text()).text for _ in range(3)]
 
     assert existed is False

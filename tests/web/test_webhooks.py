@@ -5,8 +5,6 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,14 +15,7 @@ from gateway import observer
 from tests.conftest import Serve, serve_on
 from tests.guests import guest
 from tests.running_gateway import RunningGateway
-from tools.livekit_server import LiveKitServer, start_livekit_server
-
-
-@pytest.fixture
-def server(livekit_binary: Path, tmp_path: Path) -> Iterator[LiveKitServer]:
-    log = tmp_path / "livekit.log"
-    with start_livekit_server(livekit_binary, report=print, log=log, port=0) as server:
-        yield server
+from tools.livekit_server import LiveKitServer
 
 
 def _signed(body: bytes, signed_with: str = "secret", **claims: Any) -> str:
@@ -48,8 +39,7 @@ async def test_livekit_s_word_that_a_room_was_created_is_acted_on_at_once(
     async with serve_on(server) as gateway:
         server.webhook_urls.append(f"{gateway.url}/webhooks/livekit")
         await asyncio.to_thread(server.restart)
-        admin = gateway.token("admin", room, room_admin=True)
-        async with gateway.events(room, "admin", token=admin, presence="none") as events:
+        async with gateway.admin_events(room) as events:
             await events.until("room.waiting")
             async with guest(gateway, room, "bob"):
                 opened = await events.until("room.opened")
@@ -63,13 +53,11 @@ async def test_a_webhook_wakes_who_waits(
 ) -> None:
     monkeypatch.setattr(observer, "POLL_FIRST", 3600.0)
     body = json.dumps({"event": "room_started", "room": {"name": room}}).encode()
-    async with serve_memory() as gateway:
-        admin = gateway.token("admin", room, room_admin=True)
-        async with gateway.events(room, "admin", token=admin, presence="none") as events:
-            await events.until("room.waiting")
-            async with guest(gateway, room, "bob"):
-                answer = await _told(gateway, body, _signed(body))
-                await events.until("room.opened")
+    async with serve_memory() as gateway, gateway.admin_events(room) as events:
+        await events.until("room.waiting")
+        async with guest(gateway, room, "bob"):
+            answer = await _told(gateway, body, _signed(body))
+            await events.until("room.opened")
 
     assert answer.status_code == 204
 
