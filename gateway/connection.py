@@ -352,7 +352,7 @@ class Connection(ABC):
     def _position_before(self, topic: str) -> str:
         """Where to follow a text from that is sent now. Its topic is received from here on, as long as
         there is room for it: a sender with a topic for each text is not stopped by that."""
-        if self.has_room_for_topics:
+        if not self.log.is_registered(topic) and self.has_room_for_topics:
             self.register_topic(topic)
         return str(self.log.head)
 

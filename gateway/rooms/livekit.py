@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import aiohttp
@@ -99,6 +100,8 @@ _LOST = {
     rtc.DisconnectReason.ROOM_DELETED: LostReason.ROOM_CLOSED,
     rtc.DisconnectReason.ROOM_CLOSED: LostReason.ROOM_CLOSED,
 }
+
+_CONNECTED = rtc.ConnectionState.CONN_CONNECTED
 
 _NOT_TAKEN = (rtc.StreamError, TimeoutError, AssertionError, RuntimeError)
 """The last two are the SDK's words for a connection that has ended."""
@@ -331,7 +334,7 @@ class _LiveKitRoom(Room):
 
     @property
     def is_connected(self) -> bool:
-        return self.sdk_room.connection_state == rtc.ConnectionState.CONN_CONNECTED
+        return self.sdk_room.connection_state == _CONNECTED
 
     @property
     def local(self) -> Participant:
@@ -738,6 +741,7 @@ def _kind(participant: rtc.Participant) -> str:
     return _word(rtc.ParticipantKind, participant.kind, "PARTICIPANT_KIND_")
 
 
+@lru_cache
 def _word(enum: Any, value: int, prefix: str = "") -> str:
     """LiveKit's word for the value; `unknown` for one that is newer than our SDK."""
     if value not in enum.values():
