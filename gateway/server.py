@@ -26,19 +26,64 @@ HEAD_BYTES = 64 * 1024
 32, node 16."""
 
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""The interim answer, as uvicorn writes it."""
+
 _OFFERS = re.compile(rb"\r\n(?:upgrade|http2-settings)[ \t]*:[^\r\n]*", re.IGNORECASE)
+
+
+class _Answers(asyncio.Transport):
+    """A transport as answers are written to it: a head goes out with the beginning of its body.
+
+    ASGI wants it so. A short answer is one packet then, which wakes its reader once.
+    """
+
+    __slots__ = ("_head", "_in_body", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head = b""
+        self._in_body = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if self._in_body or data == _CONTINUE:
+            self._transport.write(data)
+        elif not self._head:
+            self._head = bytes(data)
+        else:
+            self._transport.write(self._head + data)
+            self._in_body = True
+
+    def end_answer(self) -> None:
+        """What is written next begins another."""
+        if not self._in_body and self._head:
+            self._transport.write(self._head)  # to a HEAD, or where the app failed: without a body
+        self._head = b""
+        self._in_body = False
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self.end_answer()
+        self._transport.close()
 
 
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with what it lacks: a bound on heads and trailers, our errors, offers to
-    upgrade ignored (RFC 9110, 7.8), trailers kept out of the headers (6.5.1)."""
+    upgrade ignored (RFC 9110, 7.8), trailers kept out of the headers (6.5.1), heads sent with bodies."""
 
+    _answers: _Answers
     _in_head = True
     _between_messages = True
     _progress = False
     """Whether the parser has delivered a part of a message from the data at hand."""
     _undelivered = 0
     """Bytes that it has taken since: of a head, or of trailers, that do not end."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._answers = _Answers(transport)
 
     def on_message_begin(self) -> None:
         self._progress = True
@@ -63,6 +108,11 @@ class HttpProtocol(HttpToolsProtocol):
             )
         else:
             super().on_headers_complete()
+            self.cycle.transport = self._answers
+
+    def on_response_complete(self) -> None:
+        self._answers.end_answer()
+        super().on_response_complete()
 
     def on_chunk_header(self) -> None:
         self._progress = True
@@ -149,6 +199,7 @@ class Server(uvicorn.Server):
                 lifespan="off",
                 log_config=None,
                 access_log=False,
+                proxy_headers=False,  # whom a client says that it comes from, nothing of ours looks at
                 server_header=False,
                 backlog=BACKLOG,
                 timeout_keep_alive=KEEP_ALIVE,

@@ -148,6 +148,32 @@ async def test_what_is_wrong_with_a_later_request_is_not_the_answer_to_an_earlie
     assert answer.count("HTTP/1.1 ") == 1
 
 
+async def test_head_and_body_of_an_answer_are_one_packet_after_an_interim_answer_and_a_head_alone(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        async with asyncio.timeout(DEADLINE):
+            writer.write(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+            alone = await reader.read(10_000)
+            writer.write(
+                f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+                f"Authorization: Bearer {gateway.token('carol', room)}\r\n"
+                "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n".encode()
+            )
+            interim = await reader.read(10_000)
+            writer.write(b"hi")
+            answer = (await reader.read(10_000)).decode()
+        writer.close()
+
+    assert alone.startswith(b"HTTP/1.1 200 ")
+    assert alone.endswith(b"\r\n\r\n")
+    assert interim == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert answer.startswith("HTTP/1.1 200 ")
+    assert json.loads(answer.partition("\r\n\r\n")[2])["size"] == 2
+
+
 @pytest.mark.parametrize(
     "tail", ["zz\r\n", "0\r\n" + "X: y\r\n" * 100_000], ids=["bad chunk", "endless trailers"]
 )
