@@ -76,18 +76,22 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
         exception_handlers=problems.HANDLERS,
         middleware=[
             Middleware(AccessLog),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "PUT", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
-                expose_headers=["Retry-After", "WWW-Authenticate"],
-            ),
+            *([_cors(settings)] if settings.cors_origins else []),
             Middleware(RawPath),
         ],
     )
     app.router.redirect_slashes = False
     return app
+
+
+def _cors(settings: Settings) -> Middleware:
+    return Middleware(
+        CORSMiddleware,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "Last-Event-ID"],
+        expose_headers=["Retry-After", "WWW-Authenticate"],
+    )
 
 
 class AccessLog:

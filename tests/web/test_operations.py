@@ -223,21 +223,21 @@ async def test_pages_of_other_origins_may_call_only_if_listed(
     serve_memory: Serve, room: str
 ) -> None:
     origin = {"Origin": "https://app.example"}
+    asking = {
+        **origin,
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Headers": "authorization,content-type",
+    }
     async with serve_memory(cors_origins=("https://app.example",)) as gateway:
         listed = await gateway.client.get(f"/rooms/{room}/topics/t/events", headers=origin)
-        preflight = await gateway.client.options(
-            f"/rooms/{room}/text",
-            headers={
-                **origin,
-                "Access-Control-Request-Method": "POST",
-                "Access-Control-Request-Headers": "authorization,content-type",
-            },
-        )
+        preflight = await gateway.client.options(f"/rooms/{room}/text", headers=asking)
     async with serve_memory() as gateway:
         unlisted = await gateway.client.get(f"/rooms/{room}/topics/t/events", headers=origin)
+        refused = await gateway.client.options(f"/rooms/{room}/text", headers=asking)
 
     assert listed.status_code == 401
     assert listed.headers["access-control-allow-origin"] == "https://app.example"
     assert "access-control-allow-credentials" not in listed.headers
     assert preflight.status_code == 200
     assert "access-control-allow-origin" not in unlisted.headers
+    assert refused.status_code == 405
