@@ -32,7 +32,7 @@ from gateway.events import (
     RoomWaiting,
     closing,
 )
-from gateway.outgoing import Append, OutgoingStream, Sent, opened, sent
+from gateway.outgoing import Append, InFlight, OutgoingStream, Sent, opened, sent
 from gateway.rooms.base import AGENT_STATE, Participant, Room, TextOptions
 from gateway.tally import StreamTally
 
@@ -76,7 +76,7 @@ class Connection(ABC):
         self._gap: tuple[GapReason, float] | None = None
         self._ended: ClosingReason | None = None
         self._end_watchers: set[Callable[[], None]] = set()
-        self._in_flight: set[asyncio.Future[None]] = set()
+        self._in_flight = InFlight()
         self._followers: Counter[str] = Counter()
 
     @abstractmethod
@@ -191,7 +191,7 @@ class Connection(ABC):
         room = self._require_sending_room()
         position = self._position_before(options.topic)
         append = self._append_for(room, options)
-        with self._sending():
+        with self._in_flight:
             header = await room.send_text(text, options, self._on_behalf_of(room, sender))
             tally = StreamTally(opened(sender, header, options, len(text.encode())))
             append(tally.opened)
@@ -208,7 +208,7 @@ class Connection(ABC):
         room = self._require_sending_room()
         position = self._position_before(options.topic)
         append = self._append_for(room, options)
-        with self._sending():
+        with self._in_flight:
             async with self._order:
                 writer = await room.open_text_stream(options, self._on_behalf_of(room, sender))
                 tally = StreamTally(opened(sender, writer.header, options, None))
@@ -256,9 +256,8 @@ class Connection(ABC):
             return
         self._end(reason)
         told = asyncio.get_running_loop().call_later(TOLD_WITHIN, self.log.end, closing(reason))
-        if self._in_flight:
-            # They were begun before, and are answered as accepted if LiveKit takes them.
-            await asyncio.wait(self._in_flight, timeout=IN_FLIGHT_TIMEOUT)
+        # They were begun before, and are answered as accepted if LiveKit takes them.
+        await self._in_flight.none(IN_FLIGHT_TIMEOUT)
         try:
             await self._abort_outgoing(reason)
             await self._leave_room(for_good=reason is ClosingReason.LEFT)
@@ -355,13 +354,3 @@ class Connection(ABC):
         if not self.log.is_registered(topic) and self.has_room_for_topics:
             self.register_topic(topic)
         return str(self.log.head)
-
-    @contextmanager
-    def _sending(self) -> Iterator[None]:
-        done = asyncio.get_running_loop().create_future()
-        self._in_flight.add(done)
-        try:
-            yield
-        finally:
-            self._in_flight.discard(done)
-            done.set_result(None)

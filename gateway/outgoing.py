@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from gateway.errors import LiveKitUnavailable
@@ -28,6 +29,30 @@ class Sent:
     position: str
     """The log's position before it: following from here shows this text and every answer to it, which
     is why the topic is received from then on."""
+
+
+class InFlight:
+    """Counts the texts, and the openings of streams, that are being handed to LiveKit: each is a context."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._none = asyncio.Event()
+        self._none.set()
+
+    def __enter__(self) -> None:
+        self._count += 1
+        self._none.clear()
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._none.set()
+
+    async def none(self, within: float) -> None:
+        """Returns when there is none, or after so many seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(within):
+                await self._none.wait()
 
 
 class OutgoingStream:
