@@ -90,8 +90,14 @@ NAMES = (*QUERY_NAMES, "attributes")
 """All options, by the names of their JSON members."""
 
 
+_DEFAULT = Sending(TextOptions(CHAT_TOPIC), Presence.JOIN, 0.0)
+"""Of most texts."""
+
+
 def query_options(query: Query) -> dict[str, Any]:
     """Only those given: what is not given may still be in a JSON body."""
+    if query.is_empty:
+        return {}
     options: dict[str, Any] = {}
     for name, read in _SINGLE.items():
         if (value := query.one(name)) is not None:
@@ -123,6 +129,8 @@ def fingerprint(options: Mapping[str, Any], *others: object) -> bytes:
 
 def sending(options: Mapping[str, Any], caller: Caller) -> Sending:
     """All options, checked. Raises InvalidParameter, TopicReserved, HeaderTooLarge."""
+    if not options and not caller.names_agents:
+        return _DEFAULT
     text_options = _text_options(options)
     timeout = options.get("agent_timeout")
     if "agent_timeout" not in options:

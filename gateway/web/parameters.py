@@ -93,6 +93,10 @@ class Query:
                     + (f", {prefix}NAME." if prefix else ".")
                 )
 
+    @property
+    def is_empty(self) -> bool:
+        return not self._pairs
+
     def all(self, name: str) -> list[str]:
         return [value for key, value in self._pairs if key == name]
 
@@ -134,20 +138,18 @@ def one_header(request: Request, name: str, default: str) -> str:
 
 def count_header(request: Request, name: str) -> int | None:
     """A number of bytes: an Integer of structured fields (RFC 9651, 3.3.1) that is not negative."""
-    value = one_header(request, name, "")
     if name not in request.headers:
         return None
-    if not _COUNT.fullmatch(value):
+    if not _COUNT.fullmatch(value := one_header(request, name, "")):
         raise InvalidParameter(f"The header {name!r} must be a number of bytes, in digits.")
     return int(value)
 
 
 def flag_header(request: Request, name: str) -> bool | None:
     """A Boolean of structured fields (RFC 9651, 3.3.6)."""
-    value = one_header(request, name, "")
     if name not in request.headers:
         return None
-    if value not in ("?0", "?1"):
+    if (value := one_header(request, name, "")) not in ("?0", "?1"):
         raise InvalidParameter(f"The header {name!r} must be ?0 or ?1.")
     return value == "?1"
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth import Caller
 from gateway.connection import Connection
@@ -54,7 +54,9 @@ class BodyReader:
         self, request: Request, caller: Caller, idle: float, see: Callable[[bytes], None] | None
     ) -> None:
         """`idle`: seconds without a byte after which it is given up. `see` is shown all bytes first."""
-        self._body = request.stream()
+        self._receive = request.receive
+        self._is_ready: Callable[[], bool] = request.state.has_body
+        self._ended = False
         self._expires_at = caller.expires_at
         self._idle = idle
         self._see = see
@@ -64,19 +66,21 @@ class BodyReader:
 
         Raises BodyIdle, TokenExpired, starlette's ClientDisconnect, and what an interruption raises.
         """
-        while (data := await self._next(interruptions)) is not None:
-            if data:
+        while not self._ended:
+            if data := await self._next(interruptions):
                 if self._see is not None:
                     self._see(data)
                 return data
         return None
 
-    async def _next(self, interruptions: tuple[Interruption, ...]) -> bytes | None:
+    async def _next(self, interruptions: tuple[Interruption, ...]) -> bytes:
         for interruption in interruptions:
             interruption.check()  # also where the next bytes are there already
         left = self._expires_at - time.time()
         if left <= 0:
             raise TokenExpired(EXPIRED)
+        if self._is_ready():
+            return await self._taken()
         try:
             async with asyncio.timeout(min(self._idle, left)) as deadline:
 
@@ -87,7 +91,7 @@ class BodyReader:
                 for interruption in interruptions:
                     interruption.watch(wake)
                 try:
-                    return await anext(self._body, None)
+                    return await self._taken()
                 finally:
                     for interruption in interruptions:
                         interruption.unwatch(wake)
@@ -97,6 +101,14 @@ class BodyReader:
             if left <= self._idle:
                 raise TokenExpired(EXPIRED) from None
             raise BodyIdle(f"No more of the body came within {self._idle:g} s.") from None
+
+    async def _taken(self) -> bytes:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        self._ended = not message.get("more_body", False)
+        data: bytes = message.get("body", b"")
+        return data
 
 
 class HeldBytes:

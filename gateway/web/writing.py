@@ -4,7 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -256,14 +256,22 @@ class WholeWriting(Writing):
         self._holds += size
 
 
-@asynccontextmanager
-async def connected(
+def connected(
     hub: Hub, how: Sending, caller: Caller, gone: Gone = None
-) -> AsyncIterator[Connection]:
+) -> AbstractAsyncContextManager[Connection]:
     """What the text goes over, once an agent listens there if that is asked for.
 
     Raises ClientDisconnect where `gone` ends before that: who is not there any more tries again.
     """
+    if how.presence is Presence.JOIN and not how.agent_timeout:
+        return hub.session(caller)
+    return _connected(hub, how, caller, gone)
+
+
+@asynccontextmanager
+async def _connected(
+    hub: Hub, how: Sending, caller: Caller, gone: Gone
+) -> AsyncIterator[Connection]:
     connection: Connection
     async with AsyncExitStack() as holding:
         if how.presence is Presence.JOIN:
