@@ -101,8 +101,8 @@ class Upload:
         length: int | None = None,
         gone: Gone = None,
     ) -> Sent | None:
-        """Goes on at `offset` with what `reader` reads; to the end of the text if it is `complete`, or, where
-        that is not said, if `length`, of the whole body in bytes, is said and reached.
+        """Goes on at `offset` with what `reader` reads; to the end of the text if it is `complete`, or if its
+        length in bytes, said here or before, is reached.
 
         Raises OffsetMismatch, LengthMismatch, BodyIdle, UploadInterrupted and starlette's ClientDisconnect,
         after which it may be gone on with; UploadComplete and UploadEnded; and what ends it: what is wrong
@@ -117,7 +117,9 @@ class Upload:
             self._expires_at = caller.expires_at
             try:
                 await self._read(reader, self._writing)
-                if complete or (complete is None and self.offset == length):
+                # tus-js-client does not say of the last part of a stream that it is the last, and takes an
+                # offset that is the length for its success.
+                if complete or self.offset == self.length:
                     await self._finish(self._writing, gone)
                 else:
                     await self._writing.open()

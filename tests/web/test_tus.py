@@ -25,6 +25,7 @@ WAYS: dict[str, Callable[[int], dict[str, Any]]] = {
     "from the first request on": lambda size: {"uploadDataDuringCreation": True},
     "of a length told last": lambda size: {"uploadLengthDeferred": True},
     "from a stream": lambda size: {"source": "stream", "uploadLengthDeferred": True},
+    "from a stream of known length": lambda size: {"source": "stream", "uploadSize": size},
 }
 """The client's options for a text of that size."""
 
