@@ -109,10 +109,12 @@ class Upload:
         with the body, and what sending raises.
         """
         async with self.taken_over():
-            if self._writing is None:
-                return await self._sent_again(reader, offset, complete)
             if offset != self.offset:
+                # Also where it is complete: browsers make a request again by themselves whose answer was
+                # lost, and whoever made it the first time is to ask, and learn that all has arrived.
                 raise OffsetMismatch(self.offset, offset)
+            if self._writing is None:
+                return await self._sent_again(reader, complete)
             self._record(length)
             self._expires_at = caller.expires_at
             try:
@@ -223,11 +225,9 @@ class Upload:
         self._over.set()
         await writing.aclose()
 
-    async def _sent_again(
-        self, reader: BodyReader, offset: int, complete: bool | None
-    ) -> Sent | None:
+    async def _sent_again(self, reader: BodyReader, complete: bool | None) -> Sent | None:
         """The answer of a last request that has come again with nothing to add: its sender did not get it."""
-        if complete is False or offset != self.offset or await reader.next() is not None:
+        if complete is False or await reader.next() is not None:
             self.require_incomplete()
         return self.sent
 

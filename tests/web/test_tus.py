@@ -83,6 +83,22 @@ async def _test_seed(serve: Serve, rig: MakeRig, seed: int) -> None:
     assert [each.text for each in heard if each.complete] == [text]
 
 
+@pytest.mark.parametrize("how", [How.RESET, How.CLOSE])
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_last_answer_that_is_lost_is_got_again(
+    serve_memory: Serve, rig: MakeRig, way: str, how: How
+) -> None:
+    """Chromium itself makes a request again whose answer was lost on a connection that it had used before."""
+    size = len(SHORT.encode())
+    last = size if way == "from a stream" else 2 * CHUNK
+    cut = Cut(Way.ANSWERS, 0, how, once=f"Upload-Offset: {last}\r\n".encode())
+    async with serve_memory() as gateway, rig(gateway) as uploading:
+        uploaded, heard = await uploading.upload(SHORT, [cut], **WAYS[way](size))
+
+    assert uploaded.error is None
+    assert heard == [Heard(SHORT, True)]
+
+
 @pytest.mark.parametrize("way", WAYS)
 async def test_an_empty_text_arrives(serve_memory: Serve, rig: MakeRig, way: str) -> None:
     async with serve_memory() as gateway, rig(gateway) as uploading:
