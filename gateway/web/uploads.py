@@ -102,8 +102,12 @@ class UploadsEndpoint:
     async def _head(self, request: Request, upload: Upload) -> Answer:
         _require_none(request, OFFSET, COMPLETE, LENGTH)
         async with upload.taken_over():
-            length = {} if upload.length is None else {LENGTH: str(upload.length)}
-            return Answer(204, headers=_headers(upload) | length)
+            headers = _headers(upload)
+            # Where all of it is here, and could not be sent yet, without the length: tus-js-client looks at
+            # the two alone, and would take it for a success. So it makes its last request again.
+            if upload.length is not None and (upload.sent or upload.offset < upload.length):
+                headers[LENGTH] = str(upload.length)
+            return Answer(204, headers=headers)
 
     async def _patch(self, request: Request, caller: Caller, upload: Upload) -> Answer:
         caller.require_can_publish_data()

@@ -1,5 +1,6 @@
 """Texts that tus-js-client uploads, in Chromium, over connections that break."""
 
+import json
 import random
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -133,6 +134,28 @@ async def test_a_creation_without_a_key_that_comes_twice_leaves_an_incomplete_te
 
     assert uploaded.error is None
     assert heard == [Heard("", False), Heard(SHORT, True)]
+
+
+async def test_a_text_that_could_not_be_sent_is_no_success(
+    serve_memory: Serve, rig: MakeRig
+) -> None:
+    async with serve_memory() as gateway, rig(gateway) as uploading:
+        uploaded, heard = await uploading.upload(
+            json.dumps({"text": SHORT, "agent_timeout": 0.01}),
+            headers={"Content-Type": "application/json"},
+            retryDelays=[10, 10],
+        )
+
+    assert uploaded.error is not None
+    assert "agent_unavailable" in uploaded.error
+    assert uploaded.answers[-5:] == [
+        ("PATCH", 504),
+        ("HEAD", 204),
+        ("PATCH", 504),
+        ("HEAD", 204),
+        ("PATCH", 504),
+    ]
+    assert heard == []
 
 
 STALLED = Cut(Way.REQUESTS, 100_000, How.STALL)
