@@ -136,6 +136,20 @@ async def test_a_creation_without_a_key_that_comes_twice_leaves_an_incomplete_te
     assert heard == [Heard("", False), Heard(SHORT, True)]
 
 
+@pytest.mark.parametrize("way", ["part by part", "from the first request on"])
+async def test_lines_are_told_by_the_client_s_own_headers(
+    serve_memory: Serve, rig: MakeRig, way: str
+) -> None:
+    lines = "".join(f"{json.dumps(piece)}\n" for piece in SHORT.split(" "))
+    async with serve_memory() as gateway, rig(gateway) as uploading:
+        uploaded, heard = await uploading.upload(
+            lines, headers={"Content-Type": "application/x-ndjson"}, **WAYS[way](0)
+        )
+
+    assert uploaded.error is None
+    assert heard == [Heard(SHORT.replace(" ", ""), True)]
+
+
 async def test_a_text_that_could_not_be_sent_is_no_success(
     serve_memory: Serve, rig: MakeRig
 ) -> None:
