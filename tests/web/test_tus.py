@@ -172,6 +172,24 @@ async def test_a_text_that_could_not_be_sent_is_no_success(
     assert heard == []
 
 
+async def test_a_page_of_another_origin_uploads(serve_memory: Serve, rig: MakeRig) -> None:
+    async with (
+        serve_memory(cors_origins=("*",)) as gateway,
+        rig(gateway, page_of=gateway.url) as uploading,
+    ):
+        uploaded, heard = await uploading.upload(
+            LONG,
+            random_cuts(20, 10),
+            headers={"Idempotency-Key": "key"},
+            metadata={"filename": "text.txt"},
+            addRequestId=True,
+            **WAYS["of a length told last"](0),
+        )
+
+    assert uploaded.error is None
+    assert heard == [Heard(LONG, True)]
+
+
 STALLED = Cut(Way.REQUESTS, 100_000, How.STALL)
 
 
