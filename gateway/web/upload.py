@@ -165,6 +165,17 @@ class Upload:
         finally:
             self._alone.release()
 
+    async def cancel(self) -> None:
+        """It is not to be complete. Does nothing if it is cancelled; raises UploadComplete and UploadEnded."""
+        try:
+            async with self.taken_over():
+                self.require_incomplete()
+                await self.end(CANCELLED)
+        except UploadEnded:
+            # Its sender, who did not get the answer, tries again.
+            if self._ended != CANCELLED:
+                raise
+
     async def end(self, reason: str) -> None:
         """It is not to be complete, unless it is. To be called by who is alone with it."""
         writing, self._writing = self._writing, None

@@ -15,7 +15,7 @@ from gateway.web.answer import Answer, accepted, gone
 from gateway.web.body import PARTIAL, BodyForm, too_large
 from gateway.web.parameters import Query, authenticate, count_header, flag_header
 from gateway.web.reading import BodyReader, content_length, disconnected
-from gateway.web.upload import CANCELLED, Upload, Uploads
+from gateway.web.upload import Upload, Uploads
 from gateway.web.writing import CLIENT_DISCONNECTED, Writings
 
 OFFSET, COMPLETE, LENGTH, LIMIT = (
@@ -137,9 +137,7 @@ class UploadsEndpoint:
 
     async def _delete(self, request: Request, upload: Upload) -> Answer:
         _require_none(request, OFFSET, COMPLETE)
-        async with upload.taken_over():
-            upload.require_incomplete()
-            await upload.end(CANCELLED)
+        await upload.cancel()
         return Answer(204, headers=_headers(upload))
 
     def _is_short(self, request: Request) -> bool:

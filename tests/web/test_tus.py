@@ -193,6 +193,20 @@ async def test_a_page_of_another_origin_uploads(serve_memory: Serve, rig: MakeRi
 STALLED = Cut(Way.REQUESTS, 100_000, How.STALL)
 
 
+async def test_an_upload_that_is_aborted_is_cancelled(serve: Serve, rig: MakeRig) -> None:
+    async with serve() as gateway, rig(gateway) as uploading:
+        await uploading.prepare(LONG, chunkSize=300_000)
+        uploading.proxy.cut([STALLED, Cut(Way.ANSWERS, 0, How.RESET, once=b"DELETE ")])
+        await uploading.page.start()
+        for hearing in (uploading.bob, uploading.carol):
+            await hearing.until_text()
+        await uploading.page.abort()
+        for hearing in (uploading.bob, uploading.carol):
+            await hearing.until_over(1)
+            assert hearing.complete == []
+            assert hearing.reasons == ["cancelled"]
+
+
 async def test_an_upload_goes_on_after_a_reload_of_its_page(
     serve_memory: Serve, rig: MakeRig
 ) -> None:
