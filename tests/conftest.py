@@ -7,7 +7,6 @@ and how to get it, and with CI=true it fails.
 
 import os
 import secrets
-import shutil
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
@@ -29,8 +28,9 @@ from tests.agent.running_agent import (
     running_worker,
 )
 from tests.browser.chromium import running_chromium
-from tests.browser.livekit_client import LiveKitClientNotFound, livekit_client as get_livekit_client
+from tests.browser.npm import LIVEKIT_CLIENT, TUS_CLIENT, ScriptNotFound
 from tests.browser.participant import BrowserParticipant, browser_participant as in_browser
+from tests.programs import find_program
 from tests.running_gateway import RunningGateway, livekit_token, running
 from tools.livekit_server import (
     LiveKitServer,
@@ -47,7 +47,8 @@ InBrowser = Callable[..., AbstractAsyncContextManager[BrowserParticipant]]
 MADE_ONCE: dict[str, Callable[[Callable[[str], None]], Path]] = {
     "livekit_binary": find_livekit_server,
     "agent_python": find_agent_python,
-    "livekit_client": get_livekit_client,
+    "livekit_client": LIVEKIT_CLIENT.get,
+    "tus_client": TUS_CLIENT.get,
 }
 """What some fixtures need, and how it is got."""
 
@@ -160,7 +161,13 @@ async def browser() -> AsyncIterator[Browser]:
 @pytest.fixture(scope="session")
 def livekit_client() -> Path:
     """The script of LiveKit's client for browsers; tests that use it are marked `needs("npm")`."""
-    return get_livekit_client(_report)
+    return LIVEKIT_CLIENT.get(_report)
+
+
+@pytest.fixture(scope="session")
+def tus_client() -> Path:
+    """The script of tus-js-client, which uploads texts; likewise."""
+    return TUS_CLIENT.get(_report)
 
 
 @pytest.fixture
@@ -226,14 +233,14 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     wanted = {name for item in session.items for name in getattr(item, "fixturenames", ())}
     for fixture, make in MADE_ONCE.items():
         if fixture in wanted:
-            with suppress(LiveKitServerError, AgentEnvironmentFailed, LiveKitClientNotFound):
+            with suppress(LiveKitServerError, AgentEnvironmentFailed, ScriptNotFound):
                 make(_report)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (program,) = marker.args
-        if shutil.which(program) is None:
+        if find_program(program) is None:
             item.config.stash[LACKING].add(program)
             lack = f"{program} is not installed; `make test-deps` installs it"
             if os.environ.get("CI") == "true":

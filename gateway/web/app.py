@@ -45,11 +45,15 @@ REQUEST_HEADERS = (
     "Idempotency-Key",
     "Last-Event-ID",
     "Upload-Complete",
+    "Upload-Defer-Length",
     "Upload-Draft-Interop-Version",
     "Upload-Length",
+    "Upload-Metadata",
     "Upload-Offset",
+    "X-Request-ID",
 )
-"""What a page of another origin may send."""
+"""What a page of another origin may send. tus-js-client has some that mean nothing here, and fails without
+a word where one of them is not allowed."""
 
 RESPONSE_HEADERS = (
     "Location",

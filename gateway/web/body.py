@@ -73,9 +73,12 @@ def body_form(request: Request, *, partial: bool = False) -> BodyForm:
 
     Raises UnsupportedMediaType.
     """
-    headers = request.headers
-    values = headers.getlist("content-type")
-    if partial and (not values or values == [PARTIAL]):
+    values = request.headers.getlist("content-type")
+    if partial:
+        # A client that sets headers for all of its requests, and adds this to each with a part, gives both.
+        given = (value.strip() for value in ",".join(values).split(","))
+        values = [value for value in given if value.lower() not in ("", PARTIAL)]
+    if partial and not values:
         media_type, charset = PLAIN, "utf-8"
     else:
         media_type, charset = _parsed_media_type(values[0]) if len(values) == 1 else ("", "")

@@ -101,23 +101,27 @@ class Upload:
         length: int | None = None,
         gone: Gone = None,
     ) -> Sent | None:
-        """Goes on at `offset` with what `reader` reads; to the end of the text if it is `complete`, or, where
-        that is not said, if `length`, of the whole body in bytes, is said and reached.
+        """Goes on at `offset` with what `reader` reads; to the end of the text if it is `complete`, or if its
+        length in bytes, said here or before, is reached.
 
         Raises OffsetMismatch, LengthMismatch, BodyIdle, UploadInterrupted and starlette's ClientDisconnect,
         after which it may be gone on with; UploadComplete and UploadEnded; and what ends it: what is wrong
         with the body, and what sending raises.
         """
         async with self.taken_over():
-            if self._writing is None:
-                return await self._sent_again(reader, offset, complete)
             if offset != self.offset:
+                # Also where it is complete: browsers make a request again by themselves whose answer was
+                # lost, and whoever made it the first time is to ask, and learn that all has arrived.
                 raise OffsetMismatch(self.offset, offset)
+            if self._writing is None:
+                return await self._sent_again(reader, complete)
             self._record(length)
             self._expires_at = caller.expires_at
             try:
                 await self._read(reader, self._writing)
-                if complete or (complete is None and self.offset == length):
+                # tus-js-client does not say of the last part of a stream that it is the last, and takes an
+                # offset that is the length for its success.
+                if complete or self.offset == self.length:
                     await self._finish(self._writing, gone)
                 else:
                     await self._writing.open()
@@ -160,6 +164,17 @@ class Upload:
             yield
         finally:
             self._alone.release()
+
+    async def cancel(self) -> None:
+        """It is not to be complete. Does nothing if it is cancelled; raises UploadComplete and UploadEnded."""
+        try:
+            async with self.taken_over():
+                self.require_incomplete()
+                await self.end(CANCELLED)
+        except UploadEnded:
+            # Its sender, who did not get the answer, tries again.
+            if self._ended != CANCELLED:
+                raise
 
     async def end(self, reason: str) -> None:
         """It is not to be complete, unless it is. To be called by who is alone with it."""
@@ -221,11 +236,9 @@ class Upload:
         self._over.set()
         await writing.aclose()
 
-    async def _sent_again(
-        self, reader: BodyReader, offset: int, complete: bool | None
-    ) -> Sent | None:
+    async def _sent_again(self, reader: BodyReader, complete: bool | None) -> Sent | None:
         """The answer of a last request that has come again with nothing to add: its sender did not get it."""
-        if complete is False or offset != self.offset or await reader.next() is not None:
+        if complete is False or await reader.next() is not None:
             self.require_incomplete()
         return self.sent
 

@@ -15,7 +15,7 @@ from gateway.web.answer import Answer, accepted, gone
 from gateway.web.body import PARTIAL, BodyForm, too_large
 from gateway.web.parameters import Query, authenticate, count_header, flag_header
 from gateway.web.reading import BodyReader, content_length, disconnected
-from gateway.web.upload import CANCELLED, Upload, Uploads
+from gateway.web.upload import Upload, Uploads
 from gateway.web.writing import CLIENT_DISCONNECTED, Writings
 
 OFFSET, COMPLETE, LENGTH, LIMIT = (
@@ -102,8 +102,12 @@ class UploadsEndpoint:
     async def _head(self, request: Request, upload: Upload) -> Answer:
         _require_none(request, OFFSET, COMPLETE, LENGTH)
         async with upload.taken_over():
-            length = {} if upload.length is None else {LENGTH: str(upload.length)}
-            return Answer(204, headers=_headers(upload) | length)
+            headers = _headers(upload)
+            # Where all of it is here, and could not be sent yet, without the length: tus-js-client looks at
+            # the two alone, and would take it for a success. So it makes its last request again.
+            if upload.length is not None and (upload.sent or upload.offset < upload.length):
+                headers[LENGTH] = str(upload.length)
+            return Answer(204, headers=headers)
 
     async def _patch(self, request: Request, caller: Caller, upload: Upload) -> Answer:
         caller.require_can_publish_data()
@@ -133,9 +137,7 @@ class UploadsEndpoint:
 
     async def _delete(self, request: Request, upload: Upload) -> Answer:
         _require_none(request, OFFSET, COMPLETE)
-        async with upload.taken_over():
-            upload.require_incomplete()
-            await upload.end(CANCELLED)
+        await upload.cancel()
         return Answer(204, headers=_headers(upload))
 
     def _is_short(self, request: Request) -> bool:
