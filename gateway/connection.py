@@ -187,7 +187,7 @@ class Connection(ABC):
     async def send_text(self, sender: str, text: str, options: TextOptions) -> Sent:
         """Sends a whole text as one stream.
 
-        Raises NotPermitted, Draining, LiveKitUnavailable.
+        Raises NotPermitted, RoomNotOpen, Draining, LiveKitUnavailable.
         """
         room = self._require_sending_room()
         position = self._position_before(options.topic)
@@ -204,7 +204,7 @@ class Connection(ABC):
     async def open_stream(self, sender: str, options: TextOptions) -> OutgoingStream:
         """Opens a stream to be written piece by piece.
 
-        Raises NotPermitted, Draining, LiveKitUnavailable.
+        Raises NotPermitted, RoomNotOpen, Draining, LiveKitUnavailable.
         """
         room = self._require_sending_room()
         position = self._position_before(options.topic)

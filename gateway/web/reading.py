@@ -55,7 +55,8 @@ class BodyReader:
     ) -> None:
         """`idle`: seconds without a byte after which it is given up. `see` is shown all bytes first."""
         self._receive = request.receive
-        self._is_ready: Callable[[], bool] = request.state.has_body
+        # Our own server says it; with another each wait is set up.
+        self._is_ready: Callable[[], bool] = getattr(request.state, "has_body", bool)
         self._ended = False
         self._expires_at = caller.expires_at
         self._idle = idle
