@@ -110,7 +110,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             self.cycle.transport = self._answers
             # For who would set up a wait for what is there already, as the body of a short text is.
-            self.scope["state"]["has_body"] = self.cycle.message_event.is_set
+            self.scope["state"]["ready"] = self.cycle.message_event.is_set
 
     def on_response_complete(self) -> None:
         self._answers.end_answer()

@@ -56,7 +56,7 @@ class BodyReader:
         """`idle`: seconds without a byte after which it is given up. `see` is shown all bytes first."""
         self._receive = request.receive
         # Our own server says it; with another each wait is set up.
-        self._is_ready: Callable[[], bool] = getattr(request.state, "has_body", bool)
+        self._is_ready: Callable[[], bool] = getattr(request.state, "ready", bool)
         self._ended = False
         self._expires_at = caller.expires_at
         self._idle = idle
