@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from livekit import rtc
 
@@ -16,7 +17,8 @@ from gateway.rooms.base import (
     TOO_MANY_OPEN,
     Participant,
 )
-from gateway.rooms.native.room import NativeReader
+from gateway.rooms.closings import Closings, Place
+from gateway.rooms.native.room import NativeReader, NativeRoom
 
 END_TIMEOUT = 3.0
 """Seconds for the readers to tell the ends of their streams once the connection has ended; it takes one
@@ -35,6 +37,9 @@ SENDER_DISCONNECTED = "sender_disconnected"
 
 IDLE = "idle"
 """The reason of a stream that nothing came on for too long."""
+
+_ABORTED = "stream closed abnormally: "
+"""How the SDK begins to describe an end with a reason in its trailer, and that of a sender that is gone."""
 
 
 class IncomingStreams:
@@ -55,20 +60,32 @@ class IncomingStreams:
         self._emit = emit
         self._find_participant = find_participant
         self._idle_timeout = idle_timeout
+        self._closings = Closings()
+        if isinstance(sdk_room, NativeRoom):
+            sdk_room.on_stream_chunk = self._closings.chunk
+            sdk_room.on_stream_trailer = self._closings.trailer
         self._readers: dict[asyncio.Future[None], _Incoming] = {}
+        self._last: dict[tuple[str, str], _Incoming] = {}
+        """The latest of each sender and id, until its closing has been told."""
         self._open_of: Counter[str] = Counter()
         self._sweeping: asyncio.Task[None] | None = None
 
     def open(self, reader: rtc.TextStreamReader | NativeReader, sender: str) -> None:
         """What the SDK calls for each stream on a registered topic."""
-        self._emit(_opened(reader, sender))
-        if self._open_of[sender] >= MAX_OPEN_OF_SENDER or len(self._readers) >= MAX_OPEN_INCOMING:
-            reader.close()
-            self._emit(_closed(reader.info, sender, TOO_MANY_OPEN, 0, 0))
-            return
+        stream = _Incoming(reader.info, sender, self._emit, self._closings, self._on_closed)
+        if (earlier := self._last.get(stream.key)) is not None:
+            earlier.next = stream
+            stream.held = []
+        stream.tell(_opened(reader, sender))
+        self._last[stream.key] = stream
         self._open_of[sender] += 1
-        stream = _Incoming(reader.info, sender, self._emit, self._on_ended)
+        if self._open_of[sender] > MAX_OPEN_OF_SENDER or len(self._readers) >= MAX_OPEN_INCOMING:
+            reader.close()
+            stream.give_up(TOO_MANY_OPEN)
+            return
         if isinstance(reader, NativeReader):
+            whole = reader.header.size is not None
+            stream.place = self._closings.opened(*stream.key, whole=whole)
             reading = reader.follow(stream.chunk, stream.ended)
         else:
             reading = asyncio.create_task(_read(reader, stream))
@@ -81,18 +98,32 @@ class IncomingStreams:
         """Once the connection has ended: returns when the ends of all streams have been told."""
         if self._sweeping is not None:
             self._sweeping.cancel()
-        if not self._readers:
-            return
-        _, unfinished = await asyncio.wait(self._readers, timeout=END_TIMEOUT)
-        for reader in unfinished:
-            reader.cancel()
-        if unfinished:
-            await asyncio.wait(unfinished)
+        if self._readers:
+            _, unfinished = await asyncio.wait(self._readers, timeout=END_TIMEOUT)
+            for reader in unfinished:
+                reader.cancel()
+            if unfinished:
+                await asyncio.wait(unfinished)
+        self._closings.flush()
 
-    def _on_ended(self, sender: str) -> None:
-        self._open_of[sender] -= 1
-        if not self._open_of[sender]:
-            del self._open_of[sender]
+    def _on_closed(self, stream: "_Incoming", event: StreamClosed) -> None:
+        self._open_of[stream.sender] -= 1
+        if not self._open_of[stream.sender]:
+            del self._open_of[stream.sender]
+        try:
+            stream.tell(event)
+        finally:
+            if stream.held is None:
+                self._let_next_speak(stream)
+
+    def _let_next_speak(self, stream: "_Incoming") -> None:
+        """The next stream of the same id, and so on, as long as they are closed as well."""
+        while stream.closed:
+            if stream.next is None:
+                del self._last[stream.key]
+                return
+            stream = stream.next
+            stream.speak()
 
     async def _sweep(self) -> None:
         """Ends the streams that the SDK would hold open for ever, while there are any that are open.
@@ -131,37 +162,84 @@ class IncomingStreams:
             return False  # not known; the next look tells
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Incoming:
     """A stream that is open to us, told as it comes, and always to its end."""
 
     info: rtc.TextStreamInfo
     sender: str
     emit: Callable[[StreamEvent], None]
-    on_ended: Callable[[str], None]
+    closings: Closings
+    on_closed: Callable[["_Incoming", StreamClosed], None]
+    place: Place | None = None
+    next: "_Incoming | None" = None
+    """Of the same id, opened before our closing was told."""
+    held: list[StreamEvent] | None = None
+    """What is told of us once the closing of the stream before us with the same id has been."""
     heard_at: float = field(default_factory=time.monotonic)
-    given_up: bool = False
+    over: bool = False
+    closed: bool = False
     index: int = 0
     size: int = 0
 
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.sender, self.info.stream_id
+
+    def tell(self, event: StreamEvent) -> None:
+        if self.held is None:
+            self.emit(event)
+        else:
+            self.held.append(event)
+
+    def speak(self) -> None:
+        held, self.held = self.held, None
+        for event in held or ():
+            self.emit(event)
+
     def chunk(self, text: str) -> None:
-        self.emit(StreamChunk(self.info.stream_id, self.info.topic, self.sender, self.index, text))
+        self.tell(StreamChunk(self.info.stream_id, self.info.topic, self.sender, self.index, text))
         self.index += 1
         self.size += len(text.encode())
         self.heard_at = time.monotonic()
 
     def ended(self, error: str | None) -> None:
-        if not self.given_up:
-            self._close(None if error is None else _abnormal_end(error))
+        if error is None:
+            self._end(None)
+        else:
+            reason = _abnormal_end(error)
+            by_sender = error.startswith(_ABORTED) and reason != SENDER_DISCONNECTED
+            self._end(reason, at_once=not by_sender)
 
     def give_up(self, reason: str) -> None:
         """It is over for us; whoever reads it stops now."""
-        self.given_up = True
-        self._close(reason)
+        self._end(reason, at_once=True)
+
+    def _end(self, reason: str | None, *, at_once: bool = False) -> None:
+        if self.over:
+            return
+        self.over = True
+        if self.place is None:
+            self._close(reason)
+        else:
+            self.closings.ended(self.place, partial(self._close, reason), at_once=at_once)
 
     def _close(self, reason: str | None) -> None:
-        self.on_ended(self.sender)
-        self.emit(_closed(self.info, self.sender, reason, self.size, self.index))
+        self.closed = True
+        info = self.info
+        self.on_closed(
+            self,
+            StreamClosed(
+                stream_id=info.stream_id,
+                topic=info.topic,
+                participant_identity=self.sender,
+                complete=reason is None,
+                reason=reason,
+                attributes=dict(info.attributes or {}),
+                size=self.size,
+                chunks=self.index,
+            ),
+        )
 
 
 async def _read(reader: rtc.TextStreamReader, stream: _Incoming) -> None:
@@ -197,24 +275,9 @@ def _opened(reader: rtc.TextStreamReader | NativeReader, sender: str) -> StreamO
     )
 
 
-def _closed(
-    info: rtc.TextStreamInfo, sender: str, reason: str | None, size: int, chunks: int
-) -> StreamClosed:
-    return StreamClosed(
-        stream_id=info.stream_id,
-        topic=info.topic,
-        participant_identity=sender,
-        complete=reason is None,
-        reason=reason,
-        attributes=dict(info.attributes or {}),
-        size=size,
-        chunks=chunks,
-    )
-
-
 def _abnormal_end(description: str) -> str:
     """The sender's own reason where it gave one, else a word for what happened."""
-    reason = description.removeprefix("stream closed abnormally: ")
+    reason = description.removeprefix(_ABORTED)
     if reason.endswith("unexpectedly disconnected in the middle of sending data"):
         return SENDER_DISCONNECTED
     if reason == "Disconnected while receiving":
