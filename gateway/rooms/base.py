@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from gateway.events import ParticipantEvent, StreamEvent
 
-MAX_OPEN_OF_SENDER = 200
+MAX_OPEN_OF_SENDER = 500
 """Streams that one participant may hold open towards one connection, so that a hostile one does not
 make the others unheard."""
 

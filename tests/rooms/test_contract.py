@@ -14,6 +14,7 @@ from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted
 from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
 from gateway.rooms import closings
 from gateway.rooms.base import (
+    MAX_OPEN_OF_SENDER,
     Listener,
     LostReason,
     Room,
@@ -326,6 +327,20 @@ async def test_whatever_way_texts_are_sent_they_close_in_one_order(far_side: Far
         sent.append(left_open.header.stream_id)
 
     assert await bob.closings(len(sent)) == sent
+
+
+async def test_one_sender_may_hold_so_many_streams_open_and_no_more(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writers = [
+        await carol.room.open_text_stream(TextOptions("t")) for _ in range(MAX_OPEN_OF_SENDER + 1)
+    ]
+    (refused,) = await bob.closings(1)
+    await writers[0].close()
+    (first,) = await bob.closings(1)
+    await carol.room.send_text("one in its place", TextOptions("t"))
+
+    assert (first, refused) == (writers[0].header.stream_id, writers[-1].header.stream_id)
+    assert await bob.texts(1) == ["one in its place"]
 
 
 async def test_what_was_accepted_arrives_though_we_leave_at_once(far_side: FarSide) -> None:
