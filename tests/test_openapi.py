@@ -32,7 +32,7 @@ from gateway.errors import GatewayError
 from gateway.event_log import EventLog, LogBounds
 from gateway.hub import Hub
 from gateway.outgoing import Sent
-from gateway.rooms import base, livekit
+from gateway.rooms import base, incoming
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
@@ -915,8 +915,8 @@ def test_the_reasons_of_an_incomplete_text_are_those_of_the_code() -> None:
         session.HANDOVER,
         writing.INTERRUPTED,
         dispatch.ABANDONED,
-        livekit.SENDER_DISCONNECTED,
-        livekit.IDLE,
+        incoming.SENDER_DISCONNECTED,
+        incoming.IDLE,
         base.TOO_MANY_OPEN,
     }
 

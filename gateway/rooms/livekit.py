@@ -6,10 +6,8 @@ import math
 import re
 import secrets
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -24,18 +22,11 @@ from gateway.events import (
     ParticipantAttributesChanged,
     ParticipantConnected,
     ParticipantDisconnected,
-    StreamChunk,
-    StreamClosed,
-    StreamEvent,
-    StreamOpened,
 )
 from gateway.rooms import native
 from gateway.rooms.base import (
     AGENT,
-    MAX_OPEN_INCOMING,
-    MAX_OPEN_OF_SENDER,
     NOT_PERMITTED,
-    TOO_MANY_OPEN,
     Listener,
     LostReason,
     Participant,
@@ -45,7 +36,8 @@ from gateway.rooms.base import (
     TextOptions,
     TextStreamWriter,
 )
-from gateway.rooms.native.room import NativeReader, NativeRoom
+from gateway.rooms.incoming import IncomingStreams
+from gateway.rooms.native.room import NativeRoom
 from gateway.rooms.tokens import mint_observer
 
 T = TypeVar("T")
@@ -76,14 +68,6 @@ ten times: where the first try fails, joining anew is sooner back."""
 API_TIMEOUT = 5.0
 """Seconds for an answer of LiveKit's server API; 0.005 are usual."""
 
-SWEEP = 5.0
-"""Seconds between looks at the streams that are open to us, and after which a quiet one is looked at:
-longer than LiveKit takes to tell of who has come."""
-
-GONE_QUIET = 30.0
-"""Seconds that nothing comes on the stream of somebody who is not in the room until it counts as
-forgotten: who is sent for by an administrator need not be there."""
-
 ANNOUNCE_TIMEOUT = 4.0
 """Seconds for our announcement to come back. The server announces by itself after 3."""
 
@@ -109,12 +93,6 @@ _NOT_TAKEN = (rtc.StreamError, TimeoutError, AssertionError, RuntimeError)
 NOT_TAKEN = "LiveKit did not take the text; whether it arrived is not known."
 
 _API_ERRORS = (api.ServerError, aiohttp.ClientError, TimeoutError)
-
-SENDER_DISCONNECTED = "sender_disconnected"
-"""The reason of a stream whose sender went away in the middle of it."""
-
-IDLE = "idle"
-"""The reason of a stream that nothing came on for too long."""
 
 
 class LiveKitRooms(Rooms):
@@ -311,15 +289,18 @@ class _LiveKitRoom(Room):
         self.identity = identity
         self._listener = listener
         self._topics: set[str] = set()
-        self._readers: dict[asyncio.Future[None], _Incoming] = {}
-        self._sweeping: asyncio.Task[None] | None = None
+        self._incoming = IncomingStreams(
+            sdk_room,
+            listener.emit,
+            lambda sender: rooms.find_participant(name, sender),
+            rooms.stream_idle_timeout,
+        )
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
         self._left = False
         self._leaving: asyncio.Task[None] | None = None
         self._sent_at = -math.inf
-        self._open_of: Counter[str] = Counter()
         self._resume_deadline: asyncio.TimerHandle | None = None
         self._callbacks: dict[EventTypes, Callable[..., None]] = {
             "disconnected": self._on_disconnected,
@@ -351,7 +332,7 @@ class _LiveKitRoom(Room):
     def register_topic(self, topic: str) -> None:
         if topic not in self._topics:
             self._topics.add(topic)
-            self.sdk_room.register_text_stream_handler(topic, self._on_stream)
+            self.sdk_room.register_text_stream_handler(topic, self._incoming.open)
 
     def unregister_topic(self, topic: str) -> None:
         self._topics.discard(topic)
@@ -419,7 +400,7 @@ class _LiveKitRoom(Room):
             if for_good
             else rtc.DisconnectReason.USER_UNAVAILABLE
         )
-        await self._end_readers()
+        await self._incoming.end()
         self._part()
 
     def _part(self) -> None:
@@ -443,8 +424,6 @@ class _LiveKitRoom(Room):
             self._announced.cancel()
         if self._resume_deadline is not None:
             self._resume_deadline.cancel()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
 
     async def _flush(self) -> None:
         """Waits until what we sent is on the wire: until no more packets go out.
@@ -592,143 +571,10 @@ class _LiveKitRoom(Room):
 
     async def _lost(self, reason: LostReason) -> None:
         """Tells of the loss once the readers have told of the streams that it broke."""
-        await self._end_readers()
+        await self._incoming.end()
         self._part()
         if self._leaving is None:
             self._listener.lost(reason)
-
-    async def _end_readers(self) -> None:
-        if not self._readers:
-            return
-        _, unfinished = await asyncio.wait(self._readers, timeout=LEAVE_TIMEOUT)
-        for reader in unfinished:
-            reader.cancel()
-        if unfinished:
-            await asyncio.wait(unfinished)
-
-    def _on_stream(self, reader: rtc.TextStreamReader | NativeReader, sender: str) -> None:
-        self._listener.emit(_opened(reader, sender))
-        if self._open_of[sender] >= MAX_OPEN_OF_SENDER or len(self._readers) >= MAX_OPEN_INCOMING:
-            reader.close()
-            self._listener.emit(_closed(reader.info, sender, TOO_MANY_OPEN, 0, 0))
-            return
-        self._open_of[sender] += 1
-        stream = _Incoming(reader.info, sender, self._listener.emit, self._on_stream_ended)
-        if isinstance(reader, NativeReader):
-            reading = reader.follow(stream.chunk, stream.ended)
-        else:
-            reading = asyncio.create_task(_read(reader, stream))
-        self._readers[reading] = stream
-        reading.add_done_callback(self._readers.pop)
-        if self._sweeping is None or self._sweeping.done():
-            self._sweeping = asyncio.create_task(self._sweep())
-
-    async def _sweep(self) -> None:
-        """Ends the streams that the SDK would hold open for ever, while there are any that are open.
-
-        Seen: who joins, opens a stream and leaves within a second is never announced, and so never
-        told to have gone.
-        """
-        while self._readers and not self._left:
-            await asyncio.sleep(SWEEP)
-            now = time.monotonic()
-            quiet = [
-                reading
-                for reading, stream in self._readers.items()
-                if now - stream.heard_at >= SWEEP
-            ]
-            senders = {self._readers[reading].sender for reading in quiet}
-            gone = {sender for sender in senders if await self._is_gone(sender)}
-            now = time.monotonic()
-            for reading in quiet:
-                if (stream := self._readers.get(reading)) is None:
-                    continue
-                if stream.sender in gone and now - stream.heard_at >= GONE_QUIET:
-                    stream.give_up(SENDER_DISCONNECTED)
-                elif now - stream.heard_at >= self._rooms.stream_idle_timeout:
-                    stream.give_up(IDLE)
-                else:
-                    continue
-                reading.cancel()
-
-    async def _is_gone(self, sender: str) -> bool:
-        if sender in self.sdk_room.remote_participants:
-            return False  # and if it goes, the SDK ends its streams
-        try:
-            return await self._rooms.find_participant(self.name, sender) is None
-        except LiveKitUnavailable:
-            return False  # not known; the next look tells
-
-    def _on_stream_ended(self, sender: str) -> None:
-        self._open_of[sender] -= 1
-        if not self._open_of[sender]:
-            del self._open_of[sender]
-
-
-@dataclass(slots=True)
-class _Incoming:
-    """A stream that is open to us, told as it comes, and always to its end."""
-
-    info: rtc.TextStreamInfo
-    sender: str
-    emit: Callable[[StreamEvent], None]
-    on_ended: Callable[[str], None]
-    heard_at: float = field(default_factory=time.monotonic)
-    given_up: bool = False
-    index: int = 0
-    size: int = 0
-
-    def chunk(self, text: str) -> None:
-        self.emit(StreamChunk(self.info.stream_id, self.info.topic, self.sender, self.index, text))
-        self.index += 1
-        self.size += len(text.encode())
-        self.heard_at = time.monotonic()
-
-    def ended(self, error: str | None) -> None:
-        if not self.given_up:
-            self._close(None if error is None else _abnormal_end(error))
-
-    def give_up(self, reason: str) -> None:
-        """It is over for us; whoever reads it stops now."""
-        self.given_up = True
-        self._close(reason)
-
-    def _close(self, reason: str | None) -> None:
-        self.on_ended(self.sender)
-        self.emit(_closed(self.info, self.sender, reason, self.size, self.index))
-
-
-async def _read(reader: rtc.TextStreamReader, stream: _Incoming) -> None:
-    """Reads the stream to its end, always: an unread one is held by the SDK for ever."""
-    error: str | None = "disconnected"
-    try:
-        async for text in reader:
-            stream.chunk(text)
-        error = None
-    except rtc.StreamError as failure:
-        error = failure.description
-    finally:
-        reader.close()
-        stream.ended(error)
-
-
-def _opened(reader: rtc.TextStreamReader | NativeReader, sender: str) -> StreamOpened:
-    info = reader.info
-    header = reader.header if isinstance(reader, NativeReader) else None
-    return StreamOpened(
-        stream_id=info.stream_id,
-        topic=info.topic,
-        participant_identity=sender,
-        timestamp=info.timestamp,
-        size=header.size if header else info.size or None,
-        mime_type=info.mime_type,
-        attributes=dict(info.attributes or {}),
-        reply_to_stream_id=header.reply_to_stream_id if header else None,
-        attached_stream_ids=tuple(info.attachments),
-        generated=header.generated if header else False,
-        operation=header.operation if header else "create",
-        version=header.version if header else 0,
-    )
 
 
 def _participant(participant: rtc.Participant) -> Participant:
@@ -756,31 +602,6 @@ def _word(enum: Any, value: int, prefix: str = "") -> str:
         return "unknown"
     name: str = enum.Name(value)
     return name.removeprefix(prefix).lower()
-
-
-def _closed(
-    info: rtc.TextStreamInfo, sender: str, reason: str | None, size: int, chunks: int
-) -> StreamClosed:
-    return StreamClosed(
-        stream_id=info.stream_id,
-        topic=info.topic,
-        participant_identity=sender,
-        complete=reason is None,
-        reason=reason,
-        attributes=dict(info.attributes or {}),
-        size=size,
-        chunks=chunks,
-    )
-
-
-def _abnormal_end(description: str) -> str:
-    """The sender's own reason where it gave one, else a word for what happened."""
-    reason = description.removeprefix("stream closed abnormally: ")
-    if reason.endswith("unexpectedly disconnected in the middle of sending data"):
-        return SENDER_DISCONNECTED
-    if reason == "Disconnected while receiving":
-        return "disconnected"
-    return reason
 
 
 class _LiveKitWriter(TextStreamWriter):

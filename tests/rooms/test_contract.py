@@ -21,7 +21,16 @@ from gateway.events import (
     StreamEvent,
     StreamOpened,
 )
-from gateway.rooms.base import Listener, LostReason, Room, Rooms, StreamHeader, TextOptions
+from gateway.rooms import closings
+from gateway.rooms.base import (
+    MAX_OPEN_OF_SENDER,
+    Listener,
+    LostReason,
+    Room,
+    Rooms,
+    StreamHeader,
+    TextOptions,
+)
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.tokens import mint
@@ -62,6 +71,14 @@ class Participant:
                 assert event.complete
                 closed += 1
         return list(texts.values())
+
+    async def closings(self, count: int) -> list[str]:
+        """The next so many streams that are closed, by their ids."""
+        closed: list[str] = []
+        while len(closed) < count:
+            if isinstance(event := await self.next(), StreamClosed):
+                closed.append(event.stream_id)
+        return closed
 
     async def sees(self, *identities: str) -> None:
         """LiveKit tells of participants up to 3 s late."""
@@ -302,7 +319,10 @@ async def test_an_aborted_stream_ends_incomplete_with_its_reason(far_side: FarSi
     assert (closed.complete, closed.reason) == (False, "client_disconnected")
 
 
-async def test_a_stream_whose_sender_leaves_ends_incomplete(far_side: FarSide) -> None:
+async def test_a_stream_whose_sender_leaves_ends_incomplete(
+    far_side: FarSide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closings, "TURN_TIMEOUT", 60.0)  # nobody waits for a trailer that long
     bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
     await bob.sees("carol")
     writer = await carol.room.open_text_stream(TextOptions("t"))
@@ -411,6 +431,61 @@ async def test_streams_open_in_their_senders_order(far_side: FarSide) -> None:
         await carol.room.send_text(str(number), TextOptions("t"))
 
     assert await bob.texts(20) == [str(number) for number in range(20)]
+
+
+IN_ORDER = pytest.mark.parametrize("far_side", ["memory", "livekit"], indirect=True)
+"""By the public face of LiveKit's SDK, closings of different streams may be told out of order."""
+
+
+@IN_ORDER
+async def test_streams_close_in_the_order_in_which_their_sender_closed_them(
+    far_side: FarSide,
+) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    for _ in range(5):
+        writers = [await carol.room.open_text_stream(TextOptions("t")) for _ in range(50)]
+        secrets.SystemRandom().shuffle(writers)
+        for writer in writers:
+            await writer.write("a piece")
+        for writer in writers:
+            await writer.close()
+
+        assert await bob.closings(50) == [writer.header.stream_id for writer in writers]
+
+
+@IN_ORDER
+async def test_whatever_way_texts_are_sent_they_close_in_one_order(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    options = TextOptions("t")
+    long = secrets.token_hex(20_000)  # too long for one packet, which the others fit into
+    sent: list[str] = []
+    for _ in range(20):
+        left_open = await carol.room.open_text_stream(options)
+        aborted = await carol.room.open_text_stream(options)
+        sent.append((await carol.room.send_text("short", options)).stream_id)
+        sent.append((await carol.room.send_text("", options)).stream_id)
+        await aborted.abort("enough")
+        sent.append(aborted.header.stream_id)
+        sent.append((await carol.room.send_text(long, options)).stream_id)
+        sent.append((await carol.room.send_text("for bob", TextOptions("t", ("bob",)))).stream_id)
+        await left_open.close()
+        sent.append(left_open.header.stream_id)
+
+    assert await bob.closings(len(sent)) == sent
+
+
+async def test_one_sender_may_hold_so_many_streams_open_and_no_more(far_side: FarSide) -> None:
+    bob, carol = [await far_side.join(name) for name in ("bob", "carol")]
+    writers = [
+        await carol.room.open_text_stream(TextOptions("t")) for _ in range(MAX_OPEN_OF_SENDER + 1)
+    ]
+    (refused,) = await bob.closings(1)
+    await writers[0].close()
+    (first,) = await bob.closings(1)
+    await carol.room.send_text("one in its place", TextOptions("t"))
+
+    assert (first, refused) == (writers[0].header.stream_id, writers[-1].header.stream_id)
+    assert await bob.texts(1) == ["one in its place"]
 
 
 async def test_what_was_accepted_arrives_though_we_leave_at_once(far_side: FarSide) -> None:

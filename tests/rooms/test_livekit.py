@@ -10,7 +10,7 @@ from livekit import rtc
 from livekit.rtc._ffi_client import FfiClient
 
 from gateway.errors import LiveKitUnavailable
-from gateway.rooms import livekit as livekit_rooms
+from gateway.rooms import incoming, livekit as livekit_rooms
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.native.dispatch import DISPATCH
@@ -195,7 +195,7 @@ async def test_a_join_that_was_given_up_does_not_disturb_the_next(
 async def test_streams_beyond_the_bound_are_told_as_incomplete(
     serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livekit_rooms, "MAX_OPEN_OF_SENDER", 2)
+    monkeypatch.setattr(incoming, "MAX_OPEN_OF_SENDER", 2)
     sdk = rtc.Room()
     async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
@@ -239,8 +239,8 @@ async def test_a_stream_whose_sender_was_never_announced_ends(
     serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who joins, opens a stream and leaves within a second is never told to have gone."""
-    monkeypatch.setattr(livekit_rooms, "SWEEP", 0.2)
-    monkeypatch.setattr(livekit_rooms, "GONE_QUIET", 0.5)
+    monkeypatch.setattr(incoming, "SWEEP", 0.2)
+    monkeypatch.setattr(incoming, "GONE_QUIET", 0.5)
     async with serve_livekit() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
         sdk = rtc.Room()
@@ -257,7 +257,7 @@ async def test_a_stream_whose_sender_was_never_announced_ends(
 async def test_a_stream_that_nothing_comes_on_is_ended_and_stays_so(
     serve_livekit: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(livekit_rooms, "SWEEP", 0.2)
+    monkeypatch.setattr(incoming, "SWEEP", 0.2)
     async with (
         serve_livekit(stream_idle_timeout=0.5) as gateway,
         gateway.events(room, "bob") as bob,

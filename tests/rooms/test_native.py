@@ -16,7 +16,7 @@ from livekit import api, rtc
 from livekit.rtc._proto import ffi_pb2, room_pb2
 
 from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
-from gateway.rooms import native
+from gateway.rooms import closings, native
 from gateway.rooms.base import Listener, TextOptions
 from gateway.rooms.livekit import LiveKitRooms, _LiveKitRoom
 from gateway.rooms.native import cured_room, dispatch as dispatch_module, parts, room as room_module
@@ -139,6 +139,12 @@ class Ears:
         async with asyncio.timeout(DEADLINE):
             return await self.heard.get()
 
+    async def closed(self) -> StreamClosed:
+        """The end of the next stream."""
+        while not isinstance(event := await self.next(), StreamClosed):
+            pass
+        return event
+
     async def opened(self, count: int) -> list[StreamOpened]:
         """The next streams, once all of them are closed again."""
         opened: list[StreamOpened] = []
@@ -190,7 +196,10 @@ async def side(livekit: LiveKitServer, room: str) -> AsyncIterator[Joined]:
         yield joined
 
 
-async def test_an_agent_sends_on_behalf_of_another(side: Joined) -> None:
+async def test_an_agent_sends_on_behalf_of_another(
+    side: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closings, "TURN_TIMEOUT", 60.0)  # the trailers of such streams are found
     await _sends_on_behalf(side)
 
 
@@ -373,6 +382,61 @@ async def test_a_listener_that_fails_at_the_opening_of_a_stream_leaves_no_reader
 
     assert header.stream_id in caplog.text
     assert not mallory.sdk_room._text_stream_readers
+
+
+async def test_an_id_that_is_used_again_is_opened_after_it_was_closed(side: Joined) -> None:
+    """Sent at once, many are opened before the end of the one before has been heard of."""
+
+    async def sent() -> None:
+        await native.send_text(
+            carol.sdk_room, "text", TextOptions("t", stream_id="same"), within=DEADLINE
+        )
+
+    bob = Ears()
+    await side.join("bob", bob.listener())
+    carol = await side.join("carol")
+    await asyncio.gather(*(sent() for _ in range(100)))
+    heard = [await bob.next() for _ in range(300)]
+
+    assert [type(event) for event in heard] == 100 * [StreamOpened, StreamChunk, StreamClosed]
+
+
+async def test_a_stream_that_ends_without_a_trailer_holds_up_no_other(
+    side: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closings, "TURN_TIMEOUT", 60.0)  # nobody waits so long
+    bob = Ears()
+    await side.join("bob", bob.listener())
+    carol = await side.join("carol")
+    too_long = await carol.open_text_stream(TextOptions("t"))
+    others = [await carol.open_text_stream(TextOptions("t")) for _ in range(10)]
+    await too_long.write("x" * ((1 << 20) + 1))
+    for writer in others:
+        await writer.close()
+    closed = [await bob.closed() for _ in range(11)]
+    (broken,) = [each for each in closed if not each.complete]
+    closed.remove(broken)
+
+    assert broken.stream_id == too_long.header.stream_id
+    assert [each.stream_id for each in closed] == [writer.header.stream_id for writer in others]
+
+
+async def test_a_stream_of_known_size_whose_text_does_not_come_is_overtaken(
+    side: Joined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closings, "TURN_TIMEOUT", 0.1)
+    bob = Ears()
+    await side.join("bob", bob.listener())
+    carol = await side.join("carol")
+    sized = await carol.sdk_room.local_participant.stream_text(topic="t", total_size=4)
+    header = await carol.send_text("other", TextOptions("t"))
+    other = await bob.closed()
+    await sized.write("text")
+    await sized.aclose()
+    late = await bob.closed()
+
+    assert other.stream_id == header.stream_id
+    assert (late.stream_id, late.complete, late.size) == (sized.info.stream_id, True, 4)
 
 
 async def test_a_remote_procedure_call_to_us_is_answered(

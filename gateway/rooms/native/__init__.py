@@ -6,10 +6,10 @@ Here an event goes to the one that it is for, found by the handle or the id that
 waits for its own answer alone; and the log stays off. What nobody of ours has claimed goes the stock
 way, so that stock rooms, readers and requests work beside ours.
 
-Two facts do not come out of the SDK's public face either: a stream's header as it was sent
+Three facts do not come out of the SDK's public face either: a stream's header as it was sent
 (`TextStreamInfo` drops reply_to_stream_id, version, operation and generated, and says 0 for an unknown
-size), and the arrival of participant updates that change nothing, which is the echo of our own
-announcement.
+size); when a stream's trailer came, which shows the order of its sender's closings; and the arrival of
+participant updates that change nothing, which is the echo of our own announcement.
 
 `cured_room` checks at start that the installed SDK has these parts (`parts.py`). If it lacks one,
 the stock room is used, and one warning says what is lost.
@@ -39,7 +39,8 @@ def cured_room(*, log: bool = False) -> type[rtc.Room]:
         logger.warning(
             "This version of the LiveKit SDK (%s) is another than we know (%s): connections to LiveKit"
             " cost more processor time and memory, reply_to_stream_id, version and operation of received"
-            " streams are not shown, and first messages wait a little longer.",
+            " streams are not shown, their closings may be out of order, and first messages wait a little"
+            " longer.",
             rtc.__version__,
             ", ".join(missing),
         )

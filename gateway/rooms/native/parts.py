@@ -73,6 +73,8 @@ _FIELDS = {
         "logs.records.message",
         "panic.message",
         "room_event.participants_updated.participants.identity",
+        "room_event.stream_chunk_received.chunk.stream_id",
+        "room_event.stream_trailer_received.trailer.stream_id",
         "room_event.text_stream_opened.participant_identity",
         "room_event.text_stream_opened.reader.handle.id",
         "room_event.text_stream_opened.reader.info.stream_id",
