@@ -107,6 +107,7 @@ class OutgoingStream:
             self._require_whole()
             merged = {**self.sent.attributes, **(attributes or {})}
             async with self._order:
+                self._require_whole()  # it may have been aborted while it waited for its turn
                 await self._writer.close(attributes)
                 self._require_whole()
                 self._finish(None, merged)

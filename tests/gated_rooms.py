@@ -39,6 +39,8 @@ class GatedWriter(TextStreamWriter):
         await self._writer.write(text)
 
     async def close(self, attributes: Mapping[str, str] | None = None) -> None:
+        self._room.taking.set()
+        await self._room.gate.wait()
         await self._writer.close(attributes)
 
     async def abort(self, reason: str) -> None:

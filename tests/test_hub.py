@@ -274,6 +274,37 @@ async def test_an_abort_waits_for_the_piece_that_is_being_taken() -> None:
     await hub.drain()
 
 
+async def test_a_stream_that_is_aborted_before_its_turn_to_close_is_not_complete() -> None:
+    rooms = GatedRooms()
+    hub = _hub(rooms)
+    ends: list[tuple[str, str | None]] = []
+
+    def emit(event: StreamEvent | ParticipantEvent) -> None:
+        if isinstance(event, StreamClosed):
+            ends.append((event.stream_id, event.reason))
+
+    await rooms.join("r", "carol", "", ("t",), Listener(emit, _deaf, _deaf, _deaf))
+    async with hub.session(_caller()) as connection:
+        first, second = [
+            await connection.open_stream("bob", TextOptions("t", stream_id=name)) for name in "ab"
+        ]
+        closing_first = asyncio.create_task(first.close())
+        await rooms.taking.wait()
+        closing_second = asyncio.create_task(second.close())
+        await asyncio.sleep(0)
+        aborting = asyncio.create_task(second.abort("reason"))
+        await asyncio.sleep(0)
+        rooms.gate.set()
+        async with asyncio.timeout(DEADLINE):
+            await closing_first
+            with pytest.raises(LiveKitUnavailable):
+                await closing_second
+            await aborting
+
+    assert ends == [("a", None), ("b", "reason")]
+    await hub.drain()
+
+
 async def test_draining_leaves_observers_after_the_sessions_that_they_carry() -> None:
     """Whose streams end over them, for receivers to see."""
     rooms = GatedRooms()
