@@ -7,12 +7,11 @@ takes over); the log stays, and says where something may be missing. The two kin
 
 import asyncio
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 from gateway.errors import (
     AgentUnavailable,
@@ -33,7 +32,7 @@ from gateway.events import (
     RoomWaiting,
     closing,
 )
-from gateway.outgoing import Append, InFlight, OutgoingStream, Sent, opened, sent
+from gateway.outgoing import Append, OutgoingStream, Sent, Way, opened, sent
 from gateway.rooms.base import AGENT_STATE, Participant, Room, TextOptions
 from gateway.tally import StreamTally
 
@@ -63,21 +62,18 @@ class Carrier:
     """Whose room it is, where it is not our own."""
 
 
-class Connection(ABC):
+class Connection(Way):
     """One log, what carries it, and the streams that are being sent over it."""
 
     def __init__(self, log: EventLog, max_topics: int | None = None) -> None:
+        super().__init__()
         self.log = log
         self._max_topics = MAX_TOPICS if max_topics is None else max_topics
-        self._outgoing: set[OutgoingStream] = set()
-        # Receivers, and our own log, see streams open and close in one order.
-        self._order = asyncio.Lock()
         self._carrier: Carrier | None = None
         self._condition: RoomEvent | None = None
         self._gap: tuple[GapReason, float] | None = None
         self._ended: ClosingReason | None = None
         self._end_watchers: set[Callable[[], None]] = set()
-        self._in_flight = InFlight()
         self._followers: Counter[str] = Counter()
 
     @abstractmethod
@@ -116,10 +112,13 @@ class Connection(ABC):
         if self._ended is not None:
             raise LiveKitUnavailable(f"The connection to LiveKit has ended ({self._ended}).")
 
-    def _require_carried(self) -> None:
-        """Raises as `require_up`, and LiveKitUnavailable while what carries us is broken."""
+    @property
+    def is_interrupted(self) -> bool:
+        return isinstance(self._condition, RoomReconnecting)
+
+    def require_carried(self) -> None:
         self.require_up()
-        if isinstance(self._condition, RoomReconnecting):
+        if self.is_interrupted:
             raise LiveKitUnavailable(
                 "The connection to LiveKit is broken; the text is not complete in the room."
             )
@@ -132,6 +131,14 @@ class Connection(ABC):
             raise LiveKitUnavailable(
                 "The connection to LiveKit is broken, or changing hands; who is there is not known."
             )
+
+    def may_send(self, sender: str) -> bool:
+        """Whether LiveKit lets that participant send, as far as it has told."""
+        if self._carrier is None:
+            return True
+        room = self._carrier.room
+        author = room.participant(sender) if self._on_behalf_of(room, sender) else room.local
+        return author is None or author.can_publish_data
 
     def watch_end(self, wake: Callable[[], None]) -> None:
         """Calls `wake` when the connection ends, at once if it has, until `unwatch_end`: for who
@@ -192,7 +199,7 @@ class Connection(ABC):
         room = self._require_sending_room()
         position = self._position_before(options.topic)
         append = self._append_for(room, options)
-        with self._in_flight:
+        with self.in_flight:
             header = await room.send_text(text, options, self._on_behalf_of(room, sender))
             tally = StreamTally(opened(sender, header, options, len(text.encode())))
             append(tally.opened)
@@ -209,22 +216,19 @@ class Connection(ABC):
         room = self._require_sending_room()
         position = self._position_before(options.topic)
         append = self._append_for(room, options)
-        with self._in_flight:
-            async with self._order:
+        with self.in_flight:
+            async with self.order.turn():
                 writer = await room.open_text_stream(options, self._on_behalf_of(room, sender))
                 tally = StreamTally(opened(sender, writer.header, options, None))
                 append(tally.opened)
             stream = OutgoingStream(
+                self,
                 writer,
+                options,
                 tally,
                 sent(room, sender, writer.header, options, 0, position),
                 append,
-                self._order,
-                self._require_carried,
-                partial(self._abort_unheard, sender, writer.header.stream_id, options),
-                self._outgoing.discard,
             )
-            self._outgoing.add(stream)
             if self._carrier is None or self._carrier.room is not room:
                 await stream.abort("disconnected")
         return stream
@@ -259,19 +263,13 @@ class Connection(ABC):
         self._end(reason)
         told = asyncio.get_running_loop().call_later(TOLD_WITHIN, self.log.end, closing(reason))
         # They were begun before, and are answered as accepted if LiveKit takes them.
-        await self._in_flight.none(IN_FLIGHT_TIMEOUT)
+        await self.in_flight.none(IN_FLIGHT_TIMEOUT)
         try:
             await self._abort_outgoing(reason)
             await self._leave_room(for_good=reason is ClosingReason.LEFT)
         finally:
             told.cancel()
             self.log.end(closing(reason))
-
-    @abstractmethod
-    async def _abort_unheard(
-        self, sender: str, stream_id: str, options: TextOptions, reason: str
-    ) -> None:
-        """Ends a stream of `sender`, whom LiveKit lets send nothing any more, for those who receive it."""
 
     def _receive(self, topic: str) -> None:
         if self._carrier is not None:
@@ -299,13 +297,13 @@ class Connection(ABC):
 
     async def _abort_outgoing(self, reason: str) -> None:
         """For receivers to see it, while what carries us is still there."""
-        if aborting := [asyncio.create_task(each.abort(reason)) for each in self._outgoing]:
+        if aborting := [asyncio.create_task(each.abort(reason)) for each in self.outgoing]:
             await asyncio.wait(aborting, timeout=ABORT_TIMEOUT)
 
     def _let_go(self, reason: str) -> None:
         """What carried us is gone: streams that were being sent over it are incomplete."""
         self._carrier = None
-        for stream in tuple(self._outgoing):
+        for stream in tuple(self.outgoing):
             stream.break_off(reason)
 
     def _part(self, reason: GapReason, noticed_within: float = 0.0) -> None:

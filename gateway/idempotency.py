@@ -20,8 +20,8 @@ MAX_KEYS = 100_000
 """Of the process; about 1 KB each. One that forgot a key early would send a text twice, so no more are
 taken instead."""
 
-MAX_KEYS_OF_OWNER = 20_000
-"""So that one sender does not take all: 66 texts a second, all the time."""
+MAX_KEYS_OF_IDENTITY = 20_000
+"""In whatever rooms, so that one sender does not take all: 66 texts a second, all the time."""
 
 A = TypeVar("A")
 
@@ -80,7 +80,8 @@ class IdempotencyKeys(Generic[A]):
         self._now = now
         self._running: dict[tuple[Owner, str], bytes] = {}
         self._succeeded: OrderedDict[tuple[Owner, str], _Success[A]] = OrderedDict()
-        self._of: Counter[Owner] = Counter()
+        self._count = 0
+        self._of: Counter[str] = Counter()
 
     @contextmanager
     def attempt(self, owner: Owner, key: str, options: bytes) -> Iterator[Attempt[A]]:
@@ -105,7 +106,8 @@ class IdempotencyKeys(Generic[A]):
             )
         self._require_room(owner)
         self._running[both] = options
-        self._of[owner] += 1
+        self._count += 1
+        self._of[owner.identity] += 1
         attempt: Attempt[A] = Attempt(options, None)
         try:
             yield attempt
@@ -120,7 +122,7 @@ class IdempotencyKeys(Generic[A]):
                 )
 
     def _require_room(self, owner: Owner) -> None:
-        if self._of[owner] >= MAX_KEYS_OF_OWNER or self._of.total() >= MAX_KEYS:
+        if self._of[owner.identity] >= MAX_KEYS_OF_IDENTITY or self._count >= MAX_KEYS:
             raise TooManyIdempotencyKeys(
                 f"Too many keys were used within {REMEMBERED:g} s; wait, or send without one."
             )
@@ -135,9 +137,10 @@ class IdempotencyKeys(Generic[A]):
             self._uncount(both[0])
 
     def _uncount(self, owner: Owner) -> None:
-        self._of[owner] -= 1
-        if not self._of[owner]:
-            del self._of[owner]
+        self._count -= 1
+        self._of[owner.identity] -= 1
+        if not self._of[owner.identity]:
+            del self._of[owner.identity]
 
 
 def reused() -> IdempotencyKeyReused:

@@ -255,7 +255,7 @@ class Observer(Connection):
     def _on_behalf_of(self, room: Room, sender: str) -> str:
         return sender
 
-    async def _abort_unheard(
+    async def abort_unheard(
         self, sender: str, stream_id: str, options: TextOptions, reason: str
     ) -> None:
         """Not needed: what an observer says for others is heard, whatever they may."""

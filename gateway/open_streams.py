@@ -9,29 +9,32 @@ from gateway.errors import StreamIdInUse, TooManyOpenStreams
 
 class OpenStreams:
     def __init__(self, most: int, most_of_identity: int) -> None:
-        """At most so many of this process, and of one identity in one room."""
+        """At most so many of this process, and of one identity, in whatever rooms."""
         self._most = most
         self._most_of_identity = most_of_identity
-        self._of: Counter[tuple[str, str]] = Counter()
+        self._open = 0
+        self._of: Counter[str] = Counter()
         self._ids: set[tuple[str, str]] = set()
 
     @contextmanager
-    def one_more(self, room: str, identity: str) -> Iterator[None]:
+    def one_more(self, identity: str) -> Iterator[None]:
         """Counted while the context lasts. Raises TooManyOpenStreams."""
-        if self._of[room, identity] >= self._most_of_identity:
+        if self._of[identity] >= self._most_of_identity:
             raise TooManyOpenStreams(
-                f"{identity!r} has {self._most_of_identity} texts open in this room, as many as"
+                f"{identity!r} has {self._most_of_identity} texts open, as many as"
                 " GATEWAY_MAX_OPEN_STREAMS_OF_IDENTITY allows."
             )
-        if self._of.total() >= self._most:
+        if self._open >= self._most:
             raise TooManyOpenStreams("The gateway has as many texts open as it takes.")
-        self._of[room, identity] += 1
+        self._open += 1
+        self._of[identity] += 1
         try:
             yield
         finally:
-            self._of[room, identity] -= 1
-            if not self._of[room, identity]:
-                del self._of[room, identity]
+            self._open -= 1
+            self._of[identity] -= 1
+            if not self._of[identity]:
+                del self._of[identity]
 
     @contextmanager
     def with_id(self, room: str, stream_id: str | None) -> Iterator[None]:

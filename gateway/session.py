@@ -374,7 +374,7 @@ class ParticipantSession(Connection):
         if self._observer is None:
             super()._ignore(topic)
 
-    async def _abort_unheard(
+    async def abort_unheard(
         self, sender: str, stream_id: str, options: TextOptions, reason: str
     ) -> None:
         try:

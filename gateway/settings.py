@@ -149,7 +149,7 @@ class Settings:
     max_open_streams_of_identity: int = _setting(
         "GATEWAY_MAX_OPEN_STREAMS_OF_IDENTITY", _count(1, 1_000_000), 500
     )
-    """In one room; as many as a gateway takes from one sender on the other side."""
+    """As many as a gateway takes from one sender on the other side."""
     upload_idle_timeout: float = _setting(
         "GATEWAY_UPLOAD_IDLE_TIMEOUT", _seconds(0.1, 86_400), 300.0
     )

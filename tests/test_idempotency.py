@@ -39,7 +39,7 @@ def test_a_success_is_remembered_for_its_time_and_no_longer() -> None:
 
 
 def test_one_sender_has_a_bounded_number_of_keys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(idempotency, "MAX_KEYS_OF_OWNER", 2)
+    monkeypatch.setattr(idempotency, "MAX_KEYS_OF_IDENTITY", 2)
     clock = Clock()
     keys: IdempotencyKeys[str] = IdempotencyKeys(now=clock)
     for key in ("a", "b"):

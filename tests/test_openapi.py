@@ -437,7 +437,7 @@ def test_the_bounds_of_a_text_are_those_of_the_code() -> None:
                 f"{body.MEMBERS:,} members",
                 f"{SETTINGS.body_idle_timeout:g} s (a setting)",
                 f"{idempotency.REMEMBERED:g} s",
-                f"{idempotency.MAX_KEYS_OF_OWNER:,}",
+                f"{idempotency.MAX_KEYS_OF_IDENTITY:,}",
             ],
         ),
         (sending["responses"]["408"], [f"{SETTINGS.body_idle_timeout:g} s, a setting"]),

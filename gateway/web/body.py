@@ -49,6 +49,10 @@ MEMBERS = 1_000
 """Most members of a compressed body, each of which costs as much as 10 KB of text: a log that was appended
 to has some, a body made to do harm one for each 20 bytes."""
 
+EMPTY_LINES = 10_000
+"""Most lines of a body that have no text, blank ones and empty strings: to keep a stream alive for weeks, and
+no more work than a millisecond each for who would have us read lines and write nothing."""
+
 LINE_BYTES = 64 * 1024
 """Longest line of a text that is streamed as JSON lines: a piece of text, not a text. It is held until it
 is whole, for each stream that is open."""
@@ -112,7 +116,8 @@ class TextDecoder(ABC):
 
     @abstractmethod
     def feed(self, data: bytes) -> Iterator[str]:
-        """The text that is whole with these bytes. Raises InvalidText or InvalidLine."""
+        """The text that is whole with these bytes; an empty one where there was work and no text, for others
+        to have their turn. Raises InvalidText or InvalidLine."""
 
     @abstractmethod
     def finish(self) -> Iterator[str]:
@@ -143,7 +148,9 @@ class LinesDecoder(TextDecoder):
         self.trailer = {}
         self._rest = b""
         self._number = 0
+        self._empty = 0
         self._closed = False
+        self._last: list[str] | None = None
 
     def feed(self, data: bytes) -> Iterator[str]:
         *lines, rest = data.split(b"\n")
@@ -157,20 +164,23 @@ class LinesDecoder(TextDecoder):
         self._require_short(self._rest)
 
     def finish(self) -> Iterator[str]:
-        yield from self._line(self._rest)
+        if self._last is None:  # it may be asked for again
+            self._last = list(self._line(self._rest)) if self._rest else []
+        yield from self._last
 
     def _line(self, line: bytes) -> Iterator[str]:
         self._number += 1
         self._require_short(line)
         if not line.strip():
+            yield self._nothing()
             return
         if self._closed:
             raise self._invalid("comes after the line with 'close', which is the last one")
         match self._value(line):
             case str(text):
-                yield require_encodable(text)
+                yield require_encodable(text) or self._nothing()
             case {"text": str(text), **others} if not others:
-                yield require_encodable(text)
+                yield require_encodable(text) or self._nothing()
             case {"close": {**end}, **others} if not others and end.keys() <= {"attributes"}:
                 self._closed = True
                 self.trailer = self._attributes(end.get("attributes", {}))
@@ -181,11 +191,17 @@ class LinesDecoder(TextDecoder):
 
     def _value(self, line: bytes) -> Any:
         try:
-            return json.loads(checked_text(bytes.decode, line), object_pairs_hook=_unique)
+            return _JSON.decode(checked_text(bytes.decode, line))
         except (ValueError, RecursionError):
             raise self._invalid("is not JSON") from None
         except InvalidParameter:
             raise self._invalid("has a member twice") from None
+
+    def _nothing(self) -> str:
+        self._empty += 1
+        if self._empty > EMPTY_LINES:
+            raise self._invalid(f"is one of more than {EMPTY_LINES} without text")
+        return ""
 
     def _attributes(self, given: object) -> dict[str, str]:
         try:
@@ -321,7 +337,7 @@ def require_encodable(text: str) -> str:
 def json_members(body: str) -> dict[str, Any]:
     """The members of a JSON object. Raises InvalidParameter."""
     try:
-        members = json.loads(body, object_pairs_hook=_unique)
+        members = _JSON.decode(body)
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidParameter(f"The body is not JSON: {error.msg} at {where}.") from None
@@ -339,3 +355,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) != len(pairs):
         raise InvalidParameter("A member of the JSON body is given twice.")
     return members
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+"""One for all: `json.loads` makes one for each call that has a hook."""

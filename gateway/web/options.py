@@ -149,6 +149,7 @@ def sending(options: Mapping[str, Any], caller: Caller) -> Sending:
 def _text_options(options: Mapping[str, Any]) -> TextOptions:
     topic = _string(options, "topic")
     to = _strings(options, "to")
+    _require_few(options)
     checked = TextOptions(
         topic=CHAT_TOPIC if topic is None else sending_topic(topic),
         destination_identities=tuple(dict.fromkeys(checked_identity(name) for name in to)),
@@ -210,6 +211,19 @@ def _generated(options: Mapping[str, Any]) -> bool:
     if not isinstance(value, bool):
         raise InvalidParameter("'generated' must be 1 or 0 in the query, true or false in JSON.")
     return value
+
+
+def _require_few(options: Mapping[str, Any]) -> None:
+    """Before each is looked at: a body may have a hundred thousand."""
+    count = sum(
+        len(options[name])
+        for name in ("to", "attached_stream_ids", "attributes")
+        if isinstance(options.get(name), list | dict)
+    )
+    if count > HEADER_BYTES // HEADER_FIELD_BYTES:
+        raise HeaderTooLarge(
+            f"LiveKit's header has no room for {count} attributes, destinations and ids."
+        )
 
 
 def require_fits_header(options: TextOptions) -> None:

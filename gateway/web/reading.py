@@ -2,19 +2,27 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth import Caller
-from gateway.connection import Connection
 from gateway.errors import BodyIdle, TokenExpired, TooManyBodies
 from gateway.hub import Hub
 
 Wake = Callable[[], None]
 
 EXPIRED = "The token expired before the text was complete."
+
+
+SHARES = 4
+"""One sender holds no more than such a part of what is held of all."""
+
+RECHECK = 5.0
+"""Seconds after which it is looked again whether waiting makes sense: nobody calls back when LiveKit takes a
+right away."""
 
 
 class Interruption(NamedTuple):
@@ -25,10 +33,6 @@ class Interruption(NamedTuple):
     unwatch: Callable[[Wake], None]
     check: Callable[[], None]
     """Raises why, if it has come."""
-
-
-def end_of(connection: Connection) -> Interruption:
-    return Interruption(connection.watch_end, connection.unwatch_end, connection.require_up)
 
 
 def drain_of(hub: Hub) -> Interruption:
@@ -58,6 +62,7 @@ class BodyReader:
         # Our own server says it; with another each wait is set up.
         self._is_ready: Callable[[], bool] = getattr(request.state, "ready", bool)
         self._ended = False
+        self._since = time.monotonic()
         self._expires_at = caller.expires_at
         self._idle = idle
         self._see = see
@@ -67,6 +72,7 @@ class BodyReader:
 
         Raises BodyIdle, TokenExpired, starlette's ClientDisconnect, and what an interruption raises.
         """
+        self._since = time.monotonic()
         while not self._ended:
             if data := await self._next(interruptions):
                 if self._see is not None:
@@ -82,8 +88,9 @@ class BodyReader:
             raise TokenExpired(EXPIRED)
         if self._is_ready():
             return await self._taken()
+        idle = self._since + self._idle - time.monotonic()
         try:
-            async with asyncio.timeout(min(self._idle, left)) as deadline:
+            async with asyncio.timeout(min(idle, left, RECHECK)) as deadline:
 
                 def wake() -> None:
                     if not deadline.expired():
@@ -99,9 +106,11 @@ class BodyReader:
         except TimeoutError:
             for interruption in interruptions:
                 interruption.check()
-            if left <= self._idle:
+            if time.time() >= self._expires_at:
                 raise TokenExpired(EXPIRED) from None
-            raise BodyIdle(f"No more of the body came within {self._idle:g} s.") from None
+            if time.monotonic() >= self._since + self._idle:
+                raise BodyIdle(f"No more of the body came within {self._idle:g} s.") from None
+            return b""
 
     async def _taken(self) -> bytes:
         message = await self._receive()
@@ -118,14 +127,24 @@ class HeldBytes:
     def __init__(self, most: int) -> None:
         self._most = most
         self._held = 0
+        self._of: Counter[str] = Counter()
 
-    def hold(self, size: int) -> None:
+    def hold(self, identity: str, size: int) -> None:
         """Raises TooManyBodies."""
+        if self._of[identity] + size > self._most // SHARES:
+            raise TooManyBodies(
+                f"The gateway holds as much of whole texts of {identity!r} as it takes of one sender;"
+                " try again, or stream the text."
+            )
         if self._held + size > self._most:
             raise TooManyBodies(
                 "The gateway holds as much of whole texts as it takes; try again, or stream the text."
             )
         self._held += size
+        self._of[identity] += size
 
-    def release(self, size: int) -> None:
+    def release(self, identity: str, size: int) -> None:
         self._held -= size
+        self._of[identity] -= size
+        if not self._of[identity]:
+            del self._of[identity]

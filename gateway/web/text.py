@@ -15,18 +15,19 @@ from gateway.idempotency import Attempt, IdempotencyKeys, Owner
 from gateway.outgoing import Sent
 from gateway.settings import Settings
 from gateway.web.answer import Answer, accepted, gone
-from gateway.web.body import PLAIN, BodyForm, body_form, too_large
-from gateway.web.options import QUERY_NAMES, fingerprint, query_options, sending
+from gateway.web.body import BodyForm, body_form, too_large
+from gateway.web.options import QUERY_NAMES, fingerprint, query_options
 from gateway.web.parameters import (
     ATTRIBUTE_PREFIX,
     Query,
     authenticate,
+    count_header,
     flag_header,
     one_header,
 )
 from gateway.web.reading import BodyReader, content_length, disconnected, drain_of
-from gateway.web.uploads import COMPLETE, UploadsEndpoint
-from gateway.web.writing import CLIENT_DISCONNECTED, INTERRUPTED, Writing, Writings, connected
+from gateway.web.uploads import COMPLETE, LENGTH, UploadsEndpoint
+from gateway.web.writing import CLIENT_DISCONNECTED, INTERRUPTED, Writing, Writings
 
 _KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-\[\]-~]{1,255})')
 """A String of structured fields (RFC 9651, 3.3.3), as the draft of the header has it, or what is between
@@ -70,7 +71,9 @@ class TextEndpoint:
         key = _idempotency_key(request)
         if key is None:
             return await send(None)
-        asked = fingerprint(options, form.media_type, form.compressed, complete)
+        # An upload may begin with none of its text: then its length is all that tells it from another.
+        length = None if complete is None else count_header(request, LENGTH)
+        asked = fingerprint(options, form.media_type, form.compressed, complete, length)
         with self._keys.attempt(Owner(caller.room, caller.identity), key, asked) as attempt:
             if attempt.is_repeated:
                 return await self._first_answer(request, caller, attempt)
@@ -106,11 +109,9 @@ class TextEndpoint:
         limit = self._writings.limit(form, whole=whole)
         if length is not None and length > limit:
             raise too_large(limit)
-        if whole and form.media_type == PLAIN and "expect" in request.headers:
-            # Who asks first whether it may send is told before it has sent.
-            async with connected(self._hub, sending(options, caller), caller):
-                pass
-        writing = await self._writings.begin(form, options, caller, whole=whole)
+        # Who asks first whether it may send is told before it has sent.
+        asks = "expect" in request.headers
+        writing = await self._writings.begin(form, options, caller, whole=whole, asks=asks)
         try:
             reader = BodyReader(request, caller, self._settings.body_idle_timeout, see)
             return accepted(await self._write(request, writing, reader), 200, {})

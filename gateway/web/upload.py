@@ -28,7 +28,7 @@ from gateway.errors import (
 )
 from gateway.hub import Hub
 from gateway.outgoing import Sent
-from gateway.web.reading import BodyReader, Interruption, Wake
+from gateway.web.reading import RECHECK, BodyReader, Interruption, Wake
 from gateway.web.writing import INTERRUPTED, Gone, Writing
 
 ID_BYTES = 16
@@ -70,11 +70,12 @@ class Upload:
         self._expires_at = caller.expires_at
         self._touched = time.monotonic()
         self._ended: str | None = None
-        self._over = asyncio.Event()
+        self._changed = asyncio.Event()
         self._finishing = False
         self._alone = asyncio.Lock()
         self._waiting = 0
         self._wakes: set[Wake] = set()
+        self._interruption = Interruption(self._watch, self._wakes.discard, self._require_newest)
 
     @property
     def is_over(self) -> bool:
@@ -116,7 +117,10 @@ class Upload:
             if self._writing is None:
                 return await self._sent_again(reader, complete)
             self._record(length)
-            self._expires_at = caller.expires_at
+            self._finishing = False
+            if caller.expires_at > self._expires_at:
+                self._expires_at = caller.expires_at
+                self._writing.renew(caller)
             try:
                 await self._read(reader, self._writing)
                 # tus-js-client does not say of the last part of a stream that it is the last, and takes an
@@ -138,6 +142,7 @@ class Upload:
                 raise
             finally:
                 self._touched = time.monotonic()
+                self._changed.set()
             return self.sent
 
     @asynccontextmanager
@@ -181,22 +186,30 @@ class Upload:
         writing, self._writing = self._writing, None
         if writing is not None:
             self._ended = reason
-            self._over.set()
+            self._changed.set()
             try:
                 await writing.abort(reason)
             finally:
                 await writing.aclose()
 
     async def until_over(self) -> None:
-        """Returns when it is over; ends it if nobody goes on with it, or nobody whose token is good."""
-        while not self.is_over:
+        """Returns when it is over; ends it if nobody goes on with it, or nobody whose token is good, and when
+        what it is written to has ended."""
+        while (writing := self._writing) is not None:
+            self._changed.clear()
+            writing.interruption.watch(self._changed.set)
             try:
-                async with asyncio.timeout(self.expires_in):
-                    await self._over.wait()
+                async with asyncio.timeout(min(self.expires_in, RECHECK)):
+                    await self._changed.wait()
             except TimeoutError:
-                async with self._alone:
-                    if not self.expires_in:
-                        await self.end(EXPIRED if time.time() >= self._expires_at else IDLE)
+                pass  # time for a look
+            finally:
+                writing.interruption.unwatch(self._changed.set)
+            async with self._alone:
+                if writing.broken is not None:
+                    await self.end(writing.broken)
+                elif not self.expires_in:
+                    await self.end(EXPIRED if time.time() >= self._expires_at else IDLE)
 
     def require_incomplete(self) -> None:
         """Raises UploadComplete."""
@@ -214,8 +227,7 @@ class Upload:
         self.length = length
 
     async def _read(self, reader: BodyReader, writing: Writing) -> None:
-        interrupted = Interruption(self._watch, self._wakes.discard, self._require_newest)
-        while (data := await reader.next(writing.interruption, interrupted)) is not None:
+        while (data := await reader.next(writing.interruption, self._interruption)) is not None:
             over = 0 if self.length is None else max(0, self.offset + len(data) - self.length)
             taken = data[: len(data) - over]
             await writing.feed(taken)
@@ -233,12 +245,11 @@ class Upload:
         self.sent = await writing.finish(gone)
         self.length = self.offset
         self._writing = None
-        self._over.set()
         await writing.aclose()
 
     async def _sent_again(self, reader: BodyReader, complete: bool | None) -> Sent | None:
         """The answer of a last request that has come again with nothing to add: its sender did not get it."""
-        if complete is False or await reader.next() is not None:
+        if complete is False or await reader.next(self._interruption) is not None:
             self.require_incomplete()
         return self.sent
 

@@ -56,7 +56,10 @@ class UploadsEndpoint:
         limit = self._writings.limit(form, whole=whole)
         if length is not None and length > limit:
             raise too_large(limit)
-        writing = await self._writings.begin(form, options, caller, whole=whole)
+        asks = "expect" in request.headers
+        writing = await self._writings.begin(
+            form, options, caller, whole=whole, lasts=True, asks=asks
+        )
         upload = self._uploads.add(caller, writing, length)
         try:
             reader = BodyReader(request, caller, self._settings.body_idle_timeout, see)

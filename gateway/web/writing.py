@@ -12,10 +12,11 @@ from starlette.requests import ClientDisconnect
 
 from gateway.auth import Caller
 from gateway.connection import Connection
-from gateway.errors import InvalidParameter, TokenExpired
+from gateway.errors import InvalidParameter, NotPermitted, TokenExpired
 from gateway.hub import Hub
 from gateway.open_streams import OpenStreams
 from gateway.outgoing import OutgoingStream, Sent
+from gateway.rooms.base import NOT_PERMITTED
 from gateway.settings import Settings
 from gateway.web.body import (
     JSON,
@@ -30,7 +31,7 @@ from gateway.web.body import (
 )
 from gateway.web.options import Sending, require_fits_trailer, sending, with_members
 from gateway.web.parameters import Presence
-from gateway.web.reading import HeldBytes, Interruption, drain_of, end_of
+from gateway.web.reading import HeldBytes, Interruption, Wake, drain_of
 
 WHOLE_TEXTS_HELD = 64
 """How many whole texts of the longest kind are held at a time, of all requests together."""
@@ -63,6 +64,10 @@ class Writing(ABC):
     @abstractmethod
     def broken(self) -> str | None:
         """Why it is over, where what carried it has been lost meanwhile."""
+
+    @abstractmethod
+    def renew(self, caller: Caller) -> None:
+        """The same participant goes on with this token."""
 
     @abstractmethod
     async def feed(self, data: bytes) -> None:
@@ -106,27 +111,55 @@ class Writings:
         return self._settings.max_stream_bytes
 
     async def begin(
-        self, form: BodyForm, options: Mapping[str, Any], caller: Caller, *, whole: bool
+        self,
+        form: BodyForm,
+        options: Mapping[str, Any],
+        caller: Caller,
+        *,
+        whole: bool,
+        lasts: bool = False,
+        asks: bool = False,
     ) -> Writing:
-        """`whole`: plain text is sent whole, as JSON is always, and JSON lines never are.
+        """`whole`: plain text is sent whole, as JSON is always, and JSON lines never are. `lasts`: for
+        longer than one request. `asks`: its sender waits to be told whether it may send the body.
 
         A text that is streamed has its place in the room from here on. Raises what is wrong with the
-        options, TooManyOpenStreams, and what joining raises.
+        options, TooManyOpenStreams, StreamIdInUse, and what joining raises.
         """
         limit = self.limit(form, whole=whole)
-        if _is_whole(form, whole):
-            return WholeWriting(self._hub, self._streams, self._held, form, options, caller, limit)
-        decoder = BodyDecoder(
-            form,
-            LinesDecoder() if form.media_type == LINES else PlainDecoder(),
-            limit,
-        )
-        how = sending(options, caller)
+        is_whole = _is_whole(form, whole)
+        # A JSON body may add to them.
+        how = None if form.media_type == JSON else sending(options, caller)
+        if asks and is_whole:
+            await self._require_may_begin(how or sending(options, caller), caller, how is not None)
         async with AsyncExitStack() as holding:
-            holding.enter_context(self._streams.one_more(caller.room, caller.identity))
+            if lasts or not is_whole:
+                holding.enter_context(self._streams.one_more(caller.identity))
+            if how is None or is_whole:
+                return WholeWriting(
+                    self._hub,
+                    self._streams,
+                    self._held,
+                    form,
+                    options,
+                    how,
+                    caller,
+                    limit,
+                    holding.pop_all(),
+                )
             holding.enter_context(self._streams.with_id(caller.room, how.options.stream_id))
             connection = await holding.enter_async_context(connected(self._hub, how, caller))
+            text = LinesDecoder() if form.media_type == LINES else PlainDecoder()
+            decoder = BodyDecoder(form, text, limit)
             return StreamWriting(self._hub, how, caller, connection, decoder, holding.pop_all())
+
+    async def _require_may_begin(self, how: Sending, caller: Caller, joins: bool) -> None:
+        """Raises what would be raised once the body is there. `joins`: all options are known, presence too."""
+        self._hub.require_not_draining()
+        with self._streams.with_id(caller.room, how.options.stream_id):
+            if joins:
+                async with connected(self._hub, how, caller):
+                    pass
 
 
 def _is_whole(form: BodyForm, whole: bool) -> bool:
@@ -146,7 +179,7 @@ class StreamWriting(Writing):
         decoder: BodyDecoder,
         holding: AsyncExitStack,
     ) -> None:
-        self.interruption = end_of(connection)
+        self.interruption = Interruption(self._watch, self._unwatch, self._require_whole)
         self.limit = decoder.limit
         self._hub = hub
         self._how = how
@@ -158,18 +191,29 @@ class StreamWriting(Writing):
 
     @property
     def broken(self) -> str | None:
-        return self._connection.ended or (None if self._stream is None else self._stream.broken)
+        if self._connection.ended is not None:
+            return self._connection.ended
+        if self._stream is not None and self._stream.broken is not None:
+            return self._stream.broken
+        return None if self._connection.may_send(self._caller.identity) else NotPermitted.code
+
+    def renew(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def feed(self, data: bytes) -> None:
         for text in self._decoder.feed(data):
-            await (await self._opened()).write(text)
+            if text:
+                await (await self._opened()).write(text)
+            else:
+                await asyncio.sleep(0)
 
     async def open(self) -> None:
         await self._opened()
 
     async def finish(self, gone: Gone = None) -> Sent:
         for text in self._decoder.finish():
-            await (await self._opened()).write(text)
+            if text:
+                await (await self._opened()).write(text)
         require_fits_trailer(self._decoder.trailer)
         return await (await self._opened()).close(self._decoder.trailer)
 
@@ -191,6 +235,23 @@ class StreamWriting(Writing):
             self.begun = self._stream.sent
         return self._stream
 
+    def _watch(self, wake: Wake) -> None:
+        self._connection.watch_end(wake)
+        if self._stream is not None:
+            self._stream.watch_end(wake)
+
+    def _unwatch(self, wake: Wake) -> None:
+        self._connection.unwatch_end(wake)
+        if self._stream is not None:
+            self._stream.unwatch_end(wake)
+
+    def _require_whole(self) -> None:
+        self._connection.require_up()
+        if self._stream is not None:
+            self._stream.require_whole()
+        if not self._connection.may_send(self._caller.identity):
+            raise NotPermitted(NOT_PERMITTED)
+
 
 class WholeWriting(Writing):
     """Nothing of it is in the room before all of it is, and nobody joins for one that never comes."""
@@ -204,11 +265,14 @@ class WholeWriting(Writing):
         held: HeldBytes,
         form: BodyForm,
         options: Mapping[str, Any],
+        how: Sending | None,
         caller: Caller,
         limit: int,
+        holding: AsyncExitStack,
     ) -> None:
-        # What is wrong with them is told before the body is read; a JSON body may add to them.
-        self._how = None if form.media_type == JSON else sending(options, caller)
+        """`how`: where the body adds nothing to the options."""
+        self._how = how
+        self._holding = holding
         self.interruption = drain_of(hub)
         self.limit = limit
         self._hub = hub
@@ -218,6 +282,9 @@ class WholeWriting(Writing):
         self._options = options
         self._caller = caller
         self._decoder = BodyDecoder(form, WholeDecoder(self._hold), limit)
+
+    def renew(self, caller: Caller) -> None:
+        self._caller = caller
 
     async def feed(self, data: bytes) -> None:
         for _ in self._decoder.feed(data):
@@ -238,8 +305,9 @@ class WholeWriting(Writing):
         pass
 
     async def aclose(self) -> None:
-        self._held.release(self._holds)
+        self._held.release(self._caller.identity, self._holds)
         self._holds = 0
+        await self._holding.aclose()
 
     def _text(self, body: str) -> tuple[str, Sending]:
         if self._how is not None:
@@ -252,7 +320,7 @@ class WholeWriting(Writing):
         return require_encodable(text), how
 
     def _hold(self, size: int) -> None:
-        self._held.hold(size)
+        self._held.hold(self._caller.identity, size)
         self._holds += size
 
 

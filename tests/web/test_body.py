@@ -19,6 +19,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.web.body import (
+    EMPTY_LINES,
     FREE_EXPANSION,
     INFLATED_BYTES,
     JSON,
@@ -68,6 +69,11 @@ def _decoding(decoder: TextDecoder | BodyDecoder, pieces: Sequence[bytes]) -> It
 
 def _decoded(decoder: TextDecoder | BodyDecoder, pieces: Sequence[bytes]) -> list[str]:
     return list(_decoding(decoder, pieces))
+
+
+def _texts_of(decoder: TextDecoder | BodyDecoder, pieces: Sequence[bytes]) -> list[str]:
+    """Without the empty ones, by which a decoder lets others have their turn."""
+    return [text for text in _decoded(decoder, pieces) if text]
 
 
 def _bytes(data: bytes) -> list[bytes]:
@@ -140,8 +146,25 @@ def test_json_lines_cut_anywhere_come_out_equal(rng: random.Random) -> None:
 
     for pieces in (_cut(rng, data), _bytes(data), [data]):
         decoder = LinesDecoder()
-        assert _decoded(decoder, pieces) == texts
+        assert _texts_of(decoder, pieces) == [text for text in texts if text]
         assert decoder.trailer == (trailer or {})
+
+
+@pytest.mark.parametrize("line", [b"\n", b'""\n', b'{"text": ""}\n'])
+def test_lines_without_text_let_others_have_their_turn_and_are_bounded(line: bytes) -> None:
+    decoder = LinesDecoder()
+
+    assert list(decoder.feed(line * EMPTY_LINES)) == [""] * EMPTY_LINES
+    with pytest.raises(InvalidLine):
+        list(decoder.feed(line))
+
+
+def test_the_last_line_may_be_asked_for_again() -> None:
+    decoder = LinesDecoder()
+
+    assert list(decoder.feed(b'{"close": {"attributes": {"a": "b"}}}')) == []
+    assert [list(decoder.finish()) for _ in range(2)] == [[], []]
+    assert decoder.trailer == {"a": "b"}
 
 
 def test_a_line_is_handed_on_as_soon_as_it_has_ended() -> None:
@@ -243,7 +266,7 @@ def test_compressed_json_lines_cut_anywhere_come_out_equal(rng: random.Random) -
     data = _members(rng, _lines(rng, texts, {"mood": "good"}))
 
     decoder = _body(LinesDecoder())
-    assert _decoded(decoder, _cut(rng, data)) == texts
+    assert _texts_of(decoder, _cut(rng, data)) == [text for text in texts if text]
     assert decoder.trailer == {"mood": "good"}
 
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import httpx
 
-from gateway.events import StreamClosed, StreamOpened
+from gateway.events import StreamChunk, StreamClosed, StreamOpened
+from gateway.settings import Settings
 from tests.conftest import Serve
-from tests.guests import guest
-from tests.running_gateway import DEADLINE, RunningGateway
+from tests.gated_rooms import GatedRooms
+from tests.guests import guest, join
+from tests.polling import poll_until
+from tests.running_gateway import DEADLINE, RunningGateway, Uploading, running
 
 
 async def _key(
@@ -183,28 +186,71 @@ async def test_open_texts_are_bounded(serve_memory: Serve, room: str) -> None:
     assert whole.status_code == 200
 
 
+async def test_uploads_that_are_sent_whole_count_as_open(serve_memory: Serve, room: str) -> None:
+    json_part = {"Content-Type": "application/json"}
+    async with serve_memory(max_open_streams_of_identity=2) as gateway:
+        begun = [await gateway.begin_upload(room, "carol", headers=json_part) for _ in range(3)]
+        await begun[0].delete()
+        again = await gateway.begin_upload(room, "carol", headers=json_part)
+
+    assert [each.created.status_code for each in (*begun, again)] == [201, 201, 429, 201]
+
+
 async def test_what_is_held_of_whole_texts_is_bounded(serve_memory: Serve, room: str) -> None:
-    async with AsyncExitStack() as stack:
-        # 64 times the longest whole text are held.
-        gateway = await stack.enter_async_context(serve_memory(max_text_bytes=20))
-        creations = await asyncio.gather(
-            *(
-                gateway.begin_upload(
-                    room,
-                    "carol",
-                    b'{"text": "0123456',
-                    headers={"Content-Type": "application/json"},
-                )
-                for _ in range(76)
+    async def begun(identity: str, content: bytes) -> Uploading:
+        return await gateway.begin_upload(
+            room, identity, content, headers={"Content-Type": "application/json"}
+        )
+
+    # 64 times the longest whole text are held, a quarter of that of one sender.
+    async with serve_memory(max_text_bytes=20) as gateway:
+        of_carol = [await begun("carol", b'{"text": "0123456789') for _ in range(17)]
+        others = ("dave", "erin", "frank")
+        of_others = [await begun(each, b"{" * 20) for each in others for _ in range(16)]
+        last = await gateway.post(room, "grace", "no room left")
+        await of_carol[0].delete()
+        after = await gateway.post(room, "grace", "there is now")
+
+    assert [each.created.status_code for each in of_carol] == [201] * 16 + [429]
+    assert of_carol[-1].created.json()["code"] == "too_many_bodies"
+    assert {each.created.status_code for each in of_others} == {201}
+    assert (last.status_code, last.json()["code"]) == (429, "too_many_bodies")
+    assert after.status_code == 200
+
+
+async def test_a_text_that_livekit_has_taken_is_answered_so_though_its_sender_leaves(
+    room: str,
+) -> None:
+    rooms = GatedRooms()
+    rooms.gate.set()
+    settings = Settings("ws://in-process", "devkey", "secret")
+    async with running(rooms, settings) as gateway, gateway.upload(room, "carol") as upload:
+        bob = await join(gateway, room, "bob")
+        upload.send(b"text")
+        while not isinstance(await bob.heard.get(), StreamChunk):
+            pass
+        rooms.taking.clear()
+        rooms.gate.clear()
+        upload.finish()
+        await rooms.taking.wait()  # the end is on its way
+        leaving = asyncio.create_task(
+            gateway.client.delete(
+                f"/rooms/{room}/participants/carol", headers=gateway.bearer("carol", room)
             )
         )
-        statuses = sorted(each.created.status_code for each in creations)
-        refused = next(each.created for each in creations if each.created.status_code == 429)
-        held = next(each for each in creations if each.created.status_code == 201)
-        assert statuses == [201] * 75 + [429]
-        assert refused.json()["code"] == "too_many_bodies"
-        await held.delete()
-        assert (await gateway.post(room, "carol", "short again")).status_code == 200
+        await poll_until(lambda: _ended(gateway))
+        rooms.gate.set()
+        closed = await bob.closed()
+        status, sent = await upload.answer()
+        await leaving
+
+    assert closed.complete
+    assert (status, sent["size"]) == (200, 4)
+
+
+def _ended(gateway: RunningGateway) -> bool:
+    """Whether the one connection is on its way out."""
+    return all(slot.connection.ended for slot in gateway.hub._slots.values())
 
 
 # Requests that come twice
@@ -341,11 +387,22 @@ async def test_a_creation_with_a_key_is_one_upload(serve_memory: Serve, room: st
 
 async def test_who_asks_first_is_refused_before_it_has_sent(serve_memory: Serve, room: str) -> None:
     async with serve_memory(max_connections=1) as gateway:
-        await gateway.post(room, "somebody", "takes the only connection")
-        for content_type, status in (("image/png", 415), ("text/plain", 503)):
-            head = await _asked(gateway, room, content_type)
+        await gateway.begin_upload(room, "somebody", stream_id="taken")
+        for content_type, query, more, status in (
+            ("image/png", "", "", 415),
+            ("text/plain", "", "", 503),
+            ("text/plain", "", "Upload-Complete: ?0", 503),
+            ("text/plain", "", "Upload-Complete: ?1", 503),
+            ("text/plain", "", "Transfer-Encoding: chunked", 503),
+            ("application/x-ndjson", "", "", 503),
+            ("text/plain", "?stream_id=taken", "", 409),
+            ("application/json", "?stream_id=taken", "", 409),
+            ("application/json", "?topic=lk.agent", "", 403),
+            ("application/json", "", "Upload-Length: 9999999\r\nUpload-Complete: ?0", 413),
+        ):
+            head = await _asked(gateway, room, content_type, query, more)
 
-            assert head.startswith(f"HTTP/1.1 {status} ")
+            assert head.startswith(f"HTTP/1.1 {status} "), (content_type, query, more)
             # Whether the body follows, nobody could tell from what comes next.
             assert "connection: close" in head.lower()
 
@@ -355,16 +412,19 @@ async def test_who_asks_first_and_may_is_told_to_go_on(serve_memory: Serve, room
         assert (await _asked(gateway, room, "text/plain")).startswith("HTTP/1.1 100 ")
 
 
-async def _asked(gateway: RunningGateway, room: str, content_type: str) -> str:
+async def _asked(
+    gateway: RunningGateway, room: str, content_type: str, query: str = "", more: str = ""
+) -> str:
     """The head of what a request with a body that has not been sent is answered."""
     host, port = gateway.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     lines = [
-        f"POST /rooms/{room}/text HTTP/1.1",
+        f"POST /rooms/{room}/text{query} HTTP/1.1",
         f"Host: {host}:{port}",
         f"Authorization: {gateway.bearer('carol', room)['Authorization']}",
         f"Content-Type: {content_type}",
-        "Content-Length: 4",
+        *([more] if more else []),
+        *([] if "chunked" in more else ["Content-Length: 4"]),
         "Expect: 100-continue",
         "",
         "",

@@ -465,8 +465,8 @@ BAD: dict[str, tuple[dict[str, Any], int, str]] = {
     ),
     "gzip of blank lines without end": (
         {"headers": GZIP, "lines": gzip.compress(b"\n" * 2_000_000)},
-        413,
-        "body_too_large",
+        400,
+        "invalid_line",
     ),
     "stream id empty": ({"query": "?stream_id="}, 400, "invalid_parameter"),
     "stream id too long": ({"query": "?stream_id=" + "s" * 257}, 400, "invalid_parameter"),

@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from gateway.web import reading, upload as upload_module
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, EventStream, RunningGateway
 
@@ -251,24 +252,29 @@ async def test_an_upload_ends_when_the_token_of_its_last_request_does(
         assert newer.status_code == 404
 
 
-async def test_a_newer_token_keeps_an_upload(serve_memory: Serve, room: str) -> None:
+@pytest.mark.parametrize("media_type", ["text/plain", "application/json"])
+async def test_a_newer_token_keeps_an_upload(
+    serve_memory: Serve, room: str, media_type: str
+) -> None:
     async with serve_memory() as gateway:
         dying = gateway.token_that_lives("carol", room, 2.0)
-        upload = await gateway.begin_upload(room, "carol", b"one ", token=dying)
+        upload = await gateway.begin_upload(
+            room, "carol", b'{"te', token=dying, headers={"Content-Type": media_type}
+        )
         part = {
             **gateway.bearer("carol", room),
             "Content-Type": "application/partial-upload",
             "Upload-Complete": "?0",
         }
         await gateway.client.patch(
-            upload.url, content=b"two ", headers={**part, "Upload-Offset": "4"}
+            upload.url, content=b'xt":', headers={**part, "Upload-Offset": "4"}
         )
         async with asyncio.timeout(DEADLINE):
             while (await upload.head()).status_code != 401:
                 pass
         last = await gateway.client.patch(
             upload.url,
-            content=b"three",
+            content=b'"one"}',
             headers={**part, "Upload-Offset": "8", "Upload-Complete": "?1"},
         )
 
@@ -301,6 +307,42 @@ async def test_a_participant_that_is_removed_loses_its_upload(serve: Serve, room
                 pass
 
         assert (end["complete"], end["reason"]) == (False, "sender_disconnected")
+
+
+async def test_an_upload_that_lost_its_place_lets_go_of_its_id(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await _opened(bob)
+        await gateway.begin_upload(room, "carol", b"half", stream_id="mine")
+        await gateway.remove(room, "carol")
+        await bob.until("stream.closed")
+        async with asyncio.timeout(DEADLINE):
+            while (await gateway.post(room, "carol", "again", stream_id="mine")).status_code == 409:
+                pass
+
+
+async def test_a_sender_whose_right_is_taken_away_is_told_also_while_it_is_silent(
+    serve_memory: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "RECHECK", 0.1)
+    monkeypatch.setattr(upload_module, "RECHECK", 0.1)
+    async with (
+        serve_memory() as gateway,
+        gateway.events(room, "bob") as bob,
+        gateway.upload(room, "carol") as post,
+    ):
+        await _opened(bob)
+        post.send(b"half")
+        await bob.until("stream.chunk")
+        await gateway.begin_upload(room, "carol", b"half")
+        await bob.until("stream.chunk")
+        await gateway.forbid_sending(room, "carol")
+        status, problem = await post.answer()
+        ends = [(await bob.until("stream.closed")).data for _ in range(2)]
+
+    assert (status, problem["code"]) == (403, "not_permitted")
+    assert [end["reason"] for end in ends] == ["not_permitted"] * 2
 
 
 async def test_an_upload_belongs_to_who_began_it(serve_memory: Serve, room: str) -> None:
