@@ -62,6 +62,14 @@ statuses. `detail` is for a person: it says what to do, and never carries text o
 
 from typing import ClassVar
 
+SHOWN = 64
+"""Most characters of a header that a `detail` repeats."""
+
+
+def shown(header: str) -> str:
+    """What came in a header, for a `detail` to name it."""
+    return repr(header[:SHOWN])
+
 
 class GatewayError(Exception):
     code: ClassVar[str]

@@ -23,6 +23,7 @@ from gateway.errors import (
     InvalidText,
     UnsupportedEncoding,
     UnsupportedMediaType,
+    shown,
 )
 from gateway.web.parameters import one_header, string_attributes
 
@@ -57,10 +58,8 @@ LINE_BYTES = 64 * 1024
 """Longest line of a text that is streamed as JSON lines: a piece of text, not a text. It is held until it
 is whole, for each stream that is open."""
 
-_HINT = (
-    "Send 'Content-Type: text/plain', 'application/json' or 'application/x-ndjson'"
-    " (curl -d sends a form unless told: -H 'Content-Type: text/plain')."
-)
+FORM = "application/x-www-form-urlencoded"
+"""What curl -d sends unless it is told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +86,30 @@ def body_form(request: Request, *, partial: bool = False) -> BodyForm:
     else:
         media_type, charset = _parsed_media_type(values[0]) if len(values) == 1 else ("", "")
     if media_type not in (PLAIN, JSON, LINES):
-        raise UnsupportedMediaType(_HINT)
+        raise UnsupportedMediaType(_not_taken(request, ", ".join(values)))
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType("The text must be UTF-8; no other charset is taken.")
-    coding = one_header(request, "content-encoding", "identity").lower()
-    if coding not in ("identity", "gzip", "x-gzip"):
-        raise UnsupportedEncoding("Of content codings, gzip is taken and no other.")
-    return BodyForm(media_type, coding != "identity")
+    coding = one_header(request, "content-encoding", "identity")
+    if coding.lower() not in ("identity", "gzip", "x-gzip"):
+        raise UnsupportedEncoding(
+            f"Content-Encoding {shown(coding)} is not supported; use gzip or none."
+        )
+    return BodyForm(media_type, coding.lower() != "identity")
+
+
+def _not_taken(request: Request, given: str) -> str:
+    if "tus-resumable" in request.headers:
+        return (
+            "This is tus 1.0; resumable uploads here are the IETF draft: tus-js-client with protocol"
+            " 'ietf-draft-05'."
+        )
+    what = f"{shown(given)} is not taken." if given.strip() else "There is no Content-Type."
+    hint = (
+        " (curl -d sends a form unless told: -H 'Content-Type: text/plain')"
+        if _parsed_media_type(given)[0] == FORM
+        else ""
+    )
+    return f"{what} Send 'Content-Type: {PLAIN}', '{JSON}' or '{LINES}'{hint}."
 
 
 def _parsed_media_type(value: str) -> tuple[str, str]:
@@ -292,7 +308,8 @@ class _Gunzip:
             self._made += len(plain)
             if self._made > max(FREE_EXPANSION, MOST_EXPANSION * self._taken):
                 raise BodyTooLarge(
-                    f"The compressed body expands to more than {MOST_EXPANSION} times its size."
+                    f"The compressed body expands to more than {FREE_EXPANSION // 1024**2} MiB and more"
+                    f" than {MOST_EXPANSION} times its size; send it without compression."
                 )
             data = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
             yield plain

@@ -2,7 +2,7 @@
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gateway.errors import ExpectationFailed
+from gateway.errors import ExpectationFailed, shown
 from gateway.web import problems
 
 CONTINUE = b"100-continue"
@@ -25,7 +25,8 @@ class Expectation:
         if not expected:
             await self._app(scope, receive, send)
         elif expected != [CONTINUE]:
-            error = ExpectationFailed("Of expectations, 100-continue is met and no other.")
+            given = shown(b", ".join(expected).decode("latin-1"))
+            error = ExpectationFailed(f"Expect {given} is not supported; only 100-continue is.")
             response = problems.problem(417, error.code, error.detail, {"Connection": "close"})
             await response(scope, receive, send)
         else:

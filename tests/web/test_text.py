@@ -752,13 +752,52 @@ async def test_a_compressed_body_that_is_wrong_after_a_good_part_ends_the_text_a
     assert closed.data["size"] <= 5 + 100 * (len(tail) + 25)
 
 
-async def test_curl_d_is_told_how_to_send_text(serve_memory: Serve, room: str) -> None:
+TAKEN = "Send 'Content-Type: text/plain', 'application/json' or 'application/x-ndjson'"
+
+REFUSED_HEADERS: dict[str, tuple[dict[str, str], str]] = {
+    "no type": ({}, f"There is no Content-Type. {TAKEN}."),
+    "a form, as curl -d sends": (
+        {"Content-Type": "application/x-www-form-urlencoded"},
+        f"'application/x-www-form-urlencoded' is not taken. {TAKEN}"
+        " (curl -d sends a form unless told: -H 'Content-Type: text/plain').",
+    ),
+    "a type too long to repeat": (
+        {"Content-Type": "x" * 65},
+        f"'{'x' * 64}' is not taken. {TAKEN}.",
+    ),
+    "tus 1.0": (
+        {"Tus-Resumable": "1.0.0"},
+        "This is tus 1.0; resumable uploads here are the IETF draft: tus-js-client with protocol"
+        " 'ietf-draft-05'.",
+    ),
+    "a coding other than gzip": (
+        {"Content-Type": "text/plain", "Content-Encoding": "br"},
+        "Content-Encoding 'br' is not supported; use gzip or none.",
+    ),
+    "an expectation unknown": (
+        {"Content-Type": "text/plain", "Expect": "x"},
+        "Expect 'x' is not supported; only 100-continue is.",
+    ),
+    "gzip that expands too much": (
+        {"Content-Type": "text/plain", "Content-Encoding": "gzip"},
+        "The compressed body expands to more than 1 MiB and more than 100 times its size; send it"
+        " without compression.",
+    ),
+}
+
+
+@pytest.mark.parametrize(("headers", "detail"), REFUSED_HEADERS.values(), ids=REFUSED_HEADERS)
+async def test_a_refusal_names_what_came(
+    headers: dict[str, str], detail: str, serve_memory: Serve, room: str
+) -> None:
     async with serve_memory() as gateway:
-        answer = await gateway.post(
-            room, "carol", "hi", content_type="application/x-www-form-urlencoded"
+        answer = await gateway.client.post(
+            f"/rooms/{room}/text",
+            content=gzip.compress(b"x" * 2_000_000),
+            headers={**gateway.bearer("carol", room), **headers},
         )
 
-    assert "-H 'Content-Type: text/plain'" in answer.json()["detail"]
+    assert answer.json()["detail"] == detail
 
 
 async def test_a_room_may_contain_an_encoded_slash(serve: Serve, room: str) -> None:
