@@ -75,6 +75,7 @@ class Upload:
         self._alone = asyncio.Lock()
         self._waiting = 0
         self._wakes: set[Wake] = set()
+        self._interruption = Interruption(self._watch, self._wakes.discard, self._require_newest)
 
     @property
     def is_over(self) -> bool:
@@ -214,8 +215,7 @@ class Upload:
         self.length = length
 
     async def _read(self, reader: BodyReader, writing: Writing) -> None:
-        interrupted = Interruption(self._watch, self._wakes.discard, self._require_newest)
-        while (data := await reader.next(writing.interruption, interrupted)) is not None:
+        while (data := await reader.next(writing.interruption, self._interruption)) is not None:
             over = 0 if self.length is None else max(0, self.offset + len(data) - self.length)
             taken = data[: len(data) - over]
             await writing.feed(taken)
@@ -238,7 +238,7 @@ class Upload:
 
     async def _sent_again(self, reader: BodyReader, complete: bool | None) -> Sent | None:
         """The answer of a last request that has come again with nothing to add: its sender did not get it."""
-        if complete is False or await reader.next() is not None:
+        if complete is False or await reader.next(self._interruption) is not None:
             self.require_incomplete()
         return self.sent
 
