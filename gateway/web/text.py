@@ -21,11 +21,12 @@ from gateway.web.parameters import (
     ATTRIBUTE_PREFIX,
     Query,
     authenticate,
+    count_header,
     flag_header,
     one_header,
 )
 from gateway.web.reading import BodyReader, content_length, disconnected, drain_of
-from gateway.web.uploads import COMPLETE, UploadsEndpoint
+from gateway.web.uploads import COMPLETE, LENGTH, UploadsEndpoint
 from gateway.web.writing import CLIENT_DISCONNECTED, INTERRUPTED, Writing, Writings, connected
 
 _KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-\[\]-~]{1,255})')
@@ -70,7 +71,9 @@ class TextEndpoint:
         key = _idempotency_key(request)
         if key is None:
             return await send(None)
-        asked = fingerprint(options, form.media_type, form.compressed, complete)
+        # An upload may begin with none of its text: then its length is all that tells it from another.
+        length = None if complete is None else count_header(request, LENGTH)
+        asked = fingerprint(options, form.media_type, form.compressed, complete, length)
         with self._keys.attempt(Owner(caller.room, caller.identity), key, asked) as attempt:
             if attempt.is_repeated:
                 return await self._first_answer(request, caller, attempt)

@@ -36,3 +36,19 @@ async def test_a_repeated_last_part_that_stands_still_keeps_nobody_waiting(
         interrupted = standing.result()
         assert interrupted is not None
         assert (interrupted.status, interrupted.code) == (409, "upload_interrupted")
+
+
+async def test_an_upload_of_another_length_is_another_request(serve_memory: Serve) -> None:
+    async with serve_memory() as gateway, listening(gateway) as place:
+        statuses = []
+        for length in ("3", "3", "4"):
+            headers = dict(place.headers) | {
+                "Content-Type": "text/plain",
+                "Idempotency-Key": "k",
+                "Upload-Complete": "?0",
+                "Upload-Length": length,
+            }
+            answer = await gateway.client.post(f"{place.path}?attr.tag=k", headers=headers)
+            statuses.append(answer.status_code)
+
+    assert statuses == [201, 201, 422]
