@@ -162,13 +162,13 @@ class Direct(Network):
 
     async def _run(self, asked: Asked, line: "Line") -> None:
         try:
-            await self._app(_scope(asked), line.receive, line.send)
+            await self._app(_scope(asked, line.is_ready), line.receive, line.send)
         except Exception:
             logger.exception("Exception in ASGI application")
 
 
 class Line:
-    """What uvicorn keeps of one request: its `receive` and `send`, to the letter."""
+    """What our server keeps of one request: its `receive` and `send`, to the letter."""
 
     def __init__(self, answering: Answering) -> None:
         self.told: Told | None = None
@@ -181,6 +181,10 @@ class Line:
         self._status = 0
         self._headers: dict[str, str] = {}
         self._sent = b""
+
+    @property
+    def is_ready(self) -> Callable[[], bool]:
+        return self._arrived.is_set
 
     def deliver(self, data: bytes) -> None:
         if self.told is None:
@@ -286,7 +290,7 @@ async def _either(one: asyncio.Event, other: asyncio.Event | None) -> None:
         task.cancel()
 
 
-def _scope(asked: Asked) -> dict[str, Any]:
+def _scope(asked: Asked, is_ready: Callable[[], bool]) -> dict[str, Any]:
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -300,7 +304,7 @@ def _scope(asked: Asked) -> dict[str, Any]:
         "headers": [(name.lower().encode(), value.encode()) for name, value in asked.framed],
         "client": ("127.0.0.1", 1),
         "server": ("127.0.0.1", 80),
-        "state": {},
+        "state": {"ready": is_ready},
     }
 
 

@@ -43,8 +43,10 @@ class Upload:
     """As it was told last."""
     most: int
     """As it was told highest."""
-    may_be_complete: bool
-    """What says that it is complete has been sent to its end."""
+    says_length: bool
+    """One of its requests."""
+    may_be_complete: bool = False
+    """One that completes it has been sent to its end."""
     complete: bool = False
     ended: bool = False
     may_end: bool = False
@@ -246,8 +248,9 @@ class Client:
         self.history.append((number, asked, delivery))
         upload = self.upload if self.upload and asked.path == self.upload.path else None
         before = None if upload is None else replace(upload)
-        if upload is not None and _says_complete(asked) and not asked.is_cut(delivery):
-            upload.may_be_complete = True
+        if upload is not None:
+            upload.says_length |= "Upload-Length" in dict(asked.headers)
+            upload.may_be_complete |= _may_complete(asked, delivery, upload)
 
         def answering(headers: Mapping[str, str]) -> None:
             if upload is not None:
@@ -298,11 +301,13 @@ class Client:
         if path is not None and (self.upload is None or self.upload.path != path):
             offset = told.offset
             assert offset is not None
-            may_be_complete = _says_complete(asked)
-            self.upload = Upload(path, variant, stream_id, offset, offset, may_be_complete)
+            says_length = self.schedule.says_length
+            self.upload = Upload(path, variant, stream_id, offset, offset, says_length)
+            self.upload.may_be_complete = _may_complete(asked, PLAIN, self.upload)
             self.upload.complete = told.complete
             self.upload.may_end = self.schedule.is_given_up
-            self._require(may_be_complete or not told.complete, "it cannot be complete")
+            if told.complete:
+                self._require(self.upload.may_be_complete, "it cannot be complete")
 
     def _changed(self, upload: Upload, asked: Asked, told: Told, before: Upload) -> None:
         """`before`: what was known when this was asked."""
@@ -434,17 +439,16 @@ EXPECTED: Mapping[str, frozenset[int | str]] = {
 """Statuses, and codes of problems, that any schedule may meet."""
 
 
-def _says_complete(asked: Asked) -> bool:
-    """Also by its silence, where it says of what length the whole is; and that it has none."""
-    said = dict(asked.headers)
-    if said.get("Upload-Length") == "0":
-        return True
-    return said.get("Upload-Complete", "?1" if "Upload-Length" in said else "?0") == "?1"
+def _may_complete(asked: Asked, delivery: Delivery, upload: Upload) -> bool:
+    """Whether the upload may be complete with it: it says so, or ends where the whole is known to end."""
+    says = dict(asked.headers).get("Upload-Complete") == "?1"
+    is_end = upload.says_length and _end(asked) == len(upload.variant.data)
+    return (says or is_end) and not asked.is_cut(delivery)
 
 
 def _may_be_last(asked: Asked, upload: Upload) -> bool:
-    said = dict(asked.headers)
-    return said.get("Upload-Complete") != "?0" and _end(asked) == len(upload.variant.data)
+    says = dict(asked.headers).get("Upload-Complete") != "?0"
+    return (says or upload.says_length) and _end(asked) == len(upload.variant.data)
 
 
 def _is_early(asked: Asked, upload: Upload) -> bool:
