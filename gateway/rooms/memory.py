@@ -1,7 +1,7 @@
 """The in-process twin of LiveKit: rooms of one process, for tests at speed and property tests.
 
 It keeps the promises that the contract makes, not LiveKit's timing: who is in the room is known at
-once, and a text is at its receivers when the send returns.
+once, and a text is at its receivers when the send returns. What is sent waits for its turn all the same.
 """
 
 import asyncio
@@ -150,6 +150,7 @@ class MemoryRoom(Room):
     async def send_text(
         self, text: str, options: TextOptions, sender: str | None = None
     ) -> StreamHeader:
+        await _turn()
         writer = self._open(options, len(text.encode()), sender)
         if text:
             await writer.write(text)
@@ -159,11 +160,13 @@ class MemoryRoom(Room):
     async def open_text_stream(
         self, options: TextOptions, sender: str | None = None
     ) -> TextStreamWriter:
+        await _turn()
         return self._open(options, None, sender)
 
     async def abort_text_stream(
         self, stream_id: str, options: TextOptions, sender: str, reason: str
     ) -> None:
+        await _turn()
         for room in self._addressed(options):
             room.close(sender, stream_id, reason)
 
@@ -291,15 +294,18 @@ class _MemoryWriter(TextStreamWriter):
         return self.sender or self.room.identity
 
     async def write(self, text: str) -> None:
+        await _turn()
         self.room.require_sending(self.sender)
         for receiver in self.receivers:
             receiver.take(self._author, self.header.stream_id, text)
 
     async def close(self, attributes: Mapping[str, str] | None = None) -> None:
+        await _turn()
         self.room.require_sending(self.sender)
         self._end(None, attributes)
 
     async def abort(self, reason: str) -> None:
+        await _turn()
         if not self.room.publish_allowed:
             raise NotPermitted(NOT_PERMITTED)
         self._end(reason)
