@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import re
 import signal
 import socket
@@ -25,6 +26,10 @@ HEAD_BYTES = 64 * 1024
 """Of request line and headers together, or of trailers; the token alone may have 16 KiB. nginx takes
 32, node 16."""
 
+
+_logger = logging.getLogger("gateway.http")
+# uvicorn warns of each request that is none; anybody could fill the log with that.
+_logger.setLevel(logging.ERROR)
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """The interim answer, as uvicorn writes it."""
@@ -83,6 +88,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.logger = _logger
         self._answers = _Answers(transport)
 
     def on_message_begin(self) -> None:
@@ -153,8 +159,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
         cycle: RequestResponseCycle | None = self.cycle
-        if cycle is None or cycle.response_complete:
+        if cycle is None or (cycle.response_complete and self._in_head):
             self._answer(status, code, detail)
+        elif cycle.response_complete:
+            # The rest of a body that has been answered already: a second answer would be the next request's.
+            self.transport.close()
         elif not cycle.more_body:
             # An earlier request is unanswered: what is wrong with a later one must not be taken for its
             # answer, or its sender would send it again. Its own answer ends the connection.

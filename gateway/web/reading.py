@@ -9,7 +9,7 @@ from typing import NamedTuple
 from starlette.requests import ClientDisconnect, Request
 
 from gateway.auth import Caller
-from gateway.errors import BodyIdle, TokenExpired, TooManyBodies
+from gateway.errors import BodyIdle, NotSupported, TokenExpired, TooManyBodies
 from gateway.hub import Hub
 
 Wake = Callable[[], None]
@@ -43,6 +43,14 @@ def content_length(request: Request) -> int | None:
     """Bytes of the body, where its sender has said: not of one that is chunked."""
     length = request.headers.get("content-length")
     return None if length is None else int(length)
+
+
+def is_chunked(request: Request) -> bool:
+    """Whether the body comes in chunks, as it is written. Raises NotSupported for other transfer codings."""
+    codings = request.headers.getlist("transfer-encoding")
+    if codings and ",".join(codings).strip().lower() != "chunked":
+        raise NotSupported("Of transfer codings, chunked is taken and no other (RFC 9112, 6.1).")
+    return bool(codings)
 
 
 async def disconnected(request: Request) -> None:

@@ -25,7 +25,7 @@ from gateway.web.parameters import (
     flag_header,
     one_header,
 )
-from gateway.web.reading import BodyReader, content_length, disconnected, drain_of
+from gateway.web.reading import BodyReader, content_length, disconnected, drain_of, is_chunked
 from gateway.web.uploads import COMPLETE, LENGTH, UploadsEndpoint
 from gateway.web.writing import CLIENT_DISCONNECTED, INTERRUPTED, Writing, Writings
 
@@ -105,7 +105,7 @@ class TextEndpoint:
                 request, caller, form, options, complete=complete, see=see
             )
         length = content_length(request)
-        whole = "transfer-encoding" not in request.headers
+        whole = not is_chunked(request)
         limit = self._writings.limit(form, whole=whole)
         if length is not None and length > limit:
             raise too_large(limit)

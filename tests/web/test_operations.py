@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import Serve
-from tests.running_gateway import DEADLINE
+from tests.running_gateway import DEADLINE, RunningGateway
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz"])
@@ -128,6 +128,62 @@ async def test_trailers_are_not_headers(serve_memory: Serve, room: str) -> None:
     assert answer.startswith("HTTP/1.1 401 ")
 
 
+async def _answered(gateway: RunningGateway, room: str, head: str, body: str) -> str:
+    """All that comes back on a connection of its own, to its end."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\n{head}"
+        f"Authorization: Bearer {gateway.token('carol', room)}\r\n\r\n{body}".encode()
+    )
+    async with asyncio.timeout(DEADLINE):
+        answer = (await reader.read()).decode()
+    writer.close()
+    return answer
+
+
+async def test_a_transfer_coding_other_than_chunked_is_refused(
+    serve_memory: Serve, room: str
+) -> None:
+    head = "Content-Type: text/plain\r\nTransfer-Encoding: gzip, chunked\r\nConnection: close\r\n"
+    async with serve_memory() as gateway:
+        answer = await _answered(gateway, room, head, "2\r\nhi\r\n0\r\n\r\n")
+
+    assert answer.startswith("HTTP/1.1 501 ")
+    assert '"code": "not_supported"' in answer
+
+
+async def test_what_is_wrong_with_the_rest_of_a_body_is_not_answered_once_more(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway:
+        head = "Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n"
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(
+            f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\n{head}"
+            f"Authorization: Bearer {gateway.token('carol', room)}\r\n\r\n2\r\nhi\r\n".encode()
+        )
+        async with asyncio.timeout(DEADLINE):
+            first = (await reader.readuntil(b"}\n")).decode()
+            writer.write(b"no chunk at all\r\n")
+            rest = await reader.read()
+        writer.close()
+
+    assert first.startswith("HTTP/1.1 415 ")
+    assert rest == b""
+
+
+async def test_nobody_fills_the_log_with_what_is_not_http(
+    serve_memory: Serve, room: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_memory() as gateway:
+        answer = await _answered(gateway, room, "no header\r\n", "")
+
+    assert answer.startswith("HTTP/1.1 400 ")
+    assert not [each for each in caplog.records if "HTTP" in each.getMessage()]
+
+
 async def test_what_is_wrong_with_a_later_request_is_not_the_answer_to_an_earlier(
     serve_memory: Serve, room: str
 ) -> None:
@@ -240,4 +296,7 @@ async def test_pages_of_other_origins_may_call_only_if_listed(
     assert "access-control-allow-credentials" not in listed.headers
     assert preflight.status_code == 200
     assert "access-control-allow-origin" not in unlisted.headers
-    assert refused.status_code == 405
+    assert (
+        refused.status_code == 204
+    )  # to whoever asks how large an upload may be; a page is told nothing
+    assert "access-control-allow-origin" not in refused.headers
