@@ -534,8 +534,8 @@ async def test_a_reader_that_falls_behind_the_log_is_told_so(
         await bob.until("gateway.opened")
         (connection,) = (slot.connection for slot in gateway.hub._slots.values())
         # Six events at once, between two reads of the one subscriber.
-        await connection.send_text("bob", "one", TextOptions("lk.chat"))
-        await connection.send_text("bob", "two", TextOptions("lk.chat"))
+        options = TextOptions("lk.chat")
+        await asyncio.gather(*(connection.send_text("bob", each, options) for each in ("1", "2")))
         closing = await bob.next()
         last = bob.last_event_id
         await bob.ends()
