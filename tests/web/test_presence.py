@@ -514,7 +514,7 @@ async def test_a_token_that_expires_while_its_body_comes_sends_nothing(
         async def slowly() -> AsyncIterator[bytes]:
             yield b'{"text": '
             later = time.time() + 7 * 3600
-            monkeypatch.setattr("gateway.web.text.time.time", lambda: later)
+            monkeypatch.setattr(time, "time", lambda: later)
             yield b'"late"}'
 
         answer = await gateway.client.post(
