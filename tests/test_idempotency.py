@@ -11,6 +11,7 @@ from gateway.idempotency import REMEMBERED, Attempt, IdempotencyKeys, Owner
 
 CAROL = Owner("kitchen", "carol")
 DAVE = Owner("kitchen", "dave")
+ELSEWHERE = Owner("cellar", "carol")
 
 OPTIONS = b"options"
 
@@ -143,7 +144,7 @@ def test_what_a_failed_request_had_of_its_body_is_forgotten(keys: IdempotencyKey
 
 
 def test_keys_of_others_are_others(keys: IdempotencyKeys[str]) -> None:
-    owners = (CAROL, DAVE, Owner("cellar", "carol"))
+    owners = (CAROL, DAVE, ELSEWHERE)
     with ExitStack() as running:
         for owner in owners:
             attempt = running.enter_context(keys.attempt(owner, "k", OPTIONS))
@@ -190,14 +191,15 @@ def test_each_is_forgotten_in_its_own_time(keys: IdempotencyKeys[str], clock: Cl
         pass
 
 
-def test_one_owner_has_so_many_keys(
+def test_one_identity_has_so_many_keys_in_whatever_rooms(
     keys: IdempotencyKeys[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotency, "MAX_KEYS_OF_IDENTITY", 2)
     _succeed(keys, "a")
     with keys.attempt(CAROL, "b", OPTIONS):  # one that runs counts as well
-        with pytest.raises(TooManyIdempotencyKeys), keys.attempt(CAROL, "c", OPTIONS):
-            pass
+        for owner in (CAROL, ELSEWHERE):
+            with pytest.raises(TooManyIdempotencyKeys), keys.attempt(owner, "c", OPTIONS):
+                pass
         _succeed(keys, "a", owner=DAVE)
         with _repeated(keys, "a"):
             pass  # which takes no place
@@ -210,7 +212,7 @@ def test_one_owner_has_so_many_keys(
     _succeed(keys, "e")
 
 
-def test_all_owners_together_have_so_many(
+def test_all_identities_together_have_so_many(
     keys: IdempotencyKeys[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
