@@ -31,9 +31,10 @@ BLOCK_DEADLINE = 90.0
 
 OVER_LIVEKIT = 200
 
-ALONE: tuple[int, ...] = (0,)
-"""Schedules that are played each by itself: those that have found something. Write another one's number here
-to play it again, and select it by `-k alone`."""
+ALONE = (9, 6149)
+"""Schedules that are played each by itself, for they found something: a last part that came again and stood
+still, an upload of another length with the same key. Write another one's number here to play it again, and
+select it by `-k alone`."""
 
 IN_ROOM = 50
 """Schedules of one room: a text must not get into another's way."""
