@@ -137,6 +137,7 @@ async def one_by_one(sender: Sender, count: int, pause: float) -> float:
 async def at_once(sender: Sender, count: int, lanes: int) -> float:
     """Sends `count` texts, always `lanes` of them in flight; how long it took."""
     numbers = iter(range(count))
+    await sender.open_lanes(lanes)
 
     async def run(lane: int) -> None:
         for number in numbers:
