@@ -296,6 +296,8 @@ class Client:
         stream_id = json.loads(told.body)["stream_id"] if told.body else None
         if told.status == 200:
             self._complete(variant, told)
+        else:
+            self._require(not self._is_last(asked, variant), "it was the last part")
         path = told.headers.get("location")
         self._require((path is not None) is self.schedule.upload, "an upload has an address")
         if path is not None and (self.upload is None or self.upload.path != path):
@@ -331,6 +333,16 @@ class Client:
             if told.status == 200:
                 self._require(_may_be_last(asked, upload), "it was not the last part")
                 self._complete(upload.variant, told)
+            else:
+                self._require(not self._is_last(asked, upload.variant), "it was the last part")
+
+    def _is_last(self, asked: Asked, variant: Variant) -> bool:
+        """Whether it completes the upload, by what it says itself or the POST has said."""
+        said = dict(asked.headers)
+        is_known = self.schedule.says_length or "Upload-Length" in said
+        return said.get("Upload-Complete") == "?1" or (
+            is_known and _end(asked) == len(variant.data)
+        )
 
     def _complete(self, variant: Variant, told: Told) -> None:
         sent = json.loads(told.body)
