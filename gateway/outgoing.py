@@ -8,7 +8,13 @@ from dataclasses import dataclass, replace
 
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import StreamEvent, StreamOpened
-from gateway.rooms.base import Room, StreamHeader, TextOptions, TextStreamWriter
+from gateway.rooms.base import (
+    Room,
+    StreamHeader,
+    TextOptions,
+    TextStreamWriter,
+    stream_opened,
+)
 from gateway.tally import StreamTally
 
 TURN_TIMEOUT = 10.0
@@ -221,21 +227,9 @@ class OutgoingStream:
 def opened(
     sender: str, header: StreamHeader, options: TextOptions, size: int | None
 ) -> StreamOpened:
-    return StreamOpened(
-        stream_id=header.stream_id,
-        topic=options.topic,
-        participant_identity=sender,
-        timestamp=header.timestamp,
-        size=size,
-        attributes=dict(options.attributes),
-        destination_identities=options.destination_identities,
-        reply_to_stream_id=options.reply_to_stream_id,
-        attached_stream_ids=options.attached_stream_ids,
-        generated=options.generated,
-        operation=options.operation,
-        version=options.version,
-        local=True,
-    )
+    """What their sender's own log tells of it beside what receivers are told."""
+    told = stream_opened(sender, header, options, size)
+    return replace(told, destination_identities=options.destination_identities, local=True)
 
 
 def sent(

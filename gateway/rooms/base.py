@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-from gateway.events import ParticipantEvent, StreamEvent
+from gateway.events import ParticipantEvent, StreamEvent, StreamOpened
 
 MAX_OPEN_OF_SENDER = 500
 """Streams that one participant may hold open towards one connection, so that a hostile one does not
@@ -99,6 +99,25 @@ class StreamHeader:
     stream_id: str
     timestamp: int
     """Milliseconds since the epoch."""
+
+
+def stream_opened(
+    sender: str, header: StreamHeader, options: TextOptions, size: int | None
+) -> StreamOpened:
+    """What receivers are told of a stream that was opened with these options."""
+    return StreamOpened(
+        stream_id=header.stream_id,
+        topic=options.topic,
+        participant_identity=sender,
+        timestamp=header.timestamp,
+        size=size,
+        attributes=dict(options.attributes),
+        reply_to_stream_id=options.reply_to_stream_id,
+        attached_stream_ids=options.attached_stream_ids,
+        generated=options.generated,
+        operation=options.operation,
+        version=options.version,
+    )
 
 
 class LostReason(StrEnum):

@@ -10,7 +10,7 @@ from functools import partial
 from livekit import rtc
 
 from gateway.errors import LiveKitUnavailable
-from gateway.events import StreamChunk, StreamClosed, StreamEvent, StreamOpened
+from gateway.events import StreamClosed, StreamEvent, StreamOpened
 from gateway.rooms.base import (
     MAX_OPEN_INCOMING,
     MAX_OPEN_OF_SENDER,
@@ -19,6 +19,7 @@ from gateway.rooms.base import (
 )
 from gateway.rooms.closings import Closings, Place
 from gateway.rooms.native.room import NativeReader, NativeRoom
+from gateway.tally import StreamTally
 
 END_TIMEOUT = 3.0
 """Seconds for the readers to tell the ends of their streams once the connection has ended; it takes one
@@ -72,11 +73,14 @@ class IncomingStreams:
 
     def open(self, reader: rtc.TextStreamReader | NativeReader, sender: str) -> None:
         """What the SDK calls for each stream on a registered topic."""
-        stream = _Incoming(reader.info, sender, self._emit, self._closings, self._on_closed)
+        opened = _opened(reader, sender)
+        stream = _Incoming(
+            StreamTally(opened), reader.info, self._emit, self._closings, self._on_closed
+        )
         if (earlier := self._last.get(stream.key)) is not None:
             earlier.next = stream
             stream.held = []
-        stream.tell(_opened(reader, sender))
+        stream.tell(opened)
         self._last[stream.key] = stream
         self._open_of[sender] += 1
         if self._open_of[sender] > MAX_OPEN_OF_SENDER or len(self._readers) >= MAX_OPEN_INCOMING:
@@ -166,8 +170,9 @@ class IncomingStreams:
 class _Incoming:
     """A stream that is open to us, told as it comes, and always to its end."""
 
+    tally: StreamTally
     info: rtc.TextStreamInfo
-    sender: str
+    """Its attributes are those of the end once that has come."""
     emit: Callable[[StreamEvent], None]
     closings: Closings
     on_closed: Callable[["_Incoming", StreamClosed], None]
@@ -179,8 +184,10 @@ class _Incoming:
     heard_at: float = field(default_factory=time.monotonic)
     over: bool = False
     closed: bool = False
-    index: int = 0
-    size: int = 0
+
+    @property
+    def sender(self) -> str:
+        return self.tally.opened.participant_identity
 
     @property
     def key(self) -> tuple[str, str]:
@@ -198,9 +205,7 @@ class _Incoming:
             self.emit(event)
 
     def chunk(self, text: str) -> None:
-        self.tell(StreamChunk(self.info.stream_id, self.info.topic, self.sender, self.index, text))
-        self.index += 1
-        self.size += len(text.encode())
+        self.tell(self.tally.chunk(text))
         self.heard_at = time.monotonic()
 
     def ended(self, error: str | None) -> None:
@@ -226,20 +231,7 @@ class _Incoming:
 
     def _close(self, reason: str | None) -> None:
         self.closed = True
-        info = self.info
-        self.on_closed(
-            self,
-            StreamClosed(
-                stream_id=info.stream_id,
-                topic=info.topic,
-                participant_identity=self.sender,
-                complete=reason is None,
-                reason=reason,
-                attributes=dict(info.attributes or {}),
-                size=self.size,
-                chunks=self.index,
-            ),
-        )
+        self.on_closed(self, self.tally.closed(reason, dict(self.info.attributes or {})))
 
 
 async def _read(reader: rtc.TextStreamReader, stream: _Incoming) -> None:

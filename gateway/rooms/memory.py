@@ -31,6 +31,7 @@ from gateway.rooms.base import (
     StreamHeader,
     TextOptions,
     TextStreamWriter,
+    stream_opened,
 )
 from gateway.tally import StreamTally
 
@@ -230,19 +231,7 @@ class MemoryRoom(Room):
         self.require_sending(sender)
         stream_id = options.stream_id or str(uuid.uuid4())
         header = StreamHeader(stream_id, time.time_ns() // 1_000_000)
-        info = StreamOpened(
-            stream_id=header.stream_id,
-            topic=options.topic,
-            participant_identity=sender or self.identity,
-            timestamp=header.timestamp,
-            size=size,
-            attributes=dict(options.attributes),
-            reply_to_stream_id=options.reply_to_stream_id,
-            attached_stream_ids=options.attached_stream_ids,
-            generated=options.generated,
-            operation=options.operation,
-            version=options.version,
-        )
+        info = stream_opened(sender or self.identity, header, options, size)
         receivers = self._addressed(options)
         for room in receivers:
             room.open(info)
