@@ -28,8 +28,8 @@ class Answer:
         )
 
 
-def gone() -> Response:
-    """Nobody reads it; the access log shows it, with the number that nginx made customary."""
+def unread() -> Response:
+    """The client has gone; the access log shows it, with the number that nginx made customary."""
     return Response(status_code=499)
 
 

@@ -14,6 +14,9 @@ from gateway.hub import Hub
 
 Wake = Callable[[], None]
 
+See = Callable[[bytes], None] | None
+"""Is shown all bytes of a body, where somebody wants to see them."""
+
 EXPIRED = "The token expired before the text was complete."
 
 
@@ -62,10 +65,8 @@ async def disconnected(request: Request) -> None:
 class BodyReader:
     """The bytes of one request's body."""
 
-    def __init__(
-        self, request: Request, caller: Caller, idle: float, see: Callable[[bytes], None] | None
-    ) -> None:
-        """`idle`: seconds without a byte after which it is given up. `see` is shown all bytes first."""
+    def __init__(self, request: Request, caller: Caller, idle: float, see: See = None) -> None:
+        """`idle`: seconds without a byte after which it is given up."""
         self._receive = request.receive
         # Our own server says it; with another each wait is set up.
         self._is_ready: Callable[[], bool] = getattr(request.state, "ready", bool)

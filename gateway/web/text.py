@@ -1,7 +1,7 @@
 """POST /rooms/{room}/text: one request body is one LiveKit text stream."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -9,12 +9,12 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from gateway.auth import Caller, TokenVerifier
-from gateway.errors import GatewayError, InvalidParameter
+from gateway.errors import InvalidParameter
 from gateway.hub import Hub
 from gateway.idempotency import Attempt, IdempotencyKeys, Owner
 from gateway.outgoing import Sent
 from gateway.settings import Settings
-from gateway.web.answer import Answer, accepted, gone
+from gateway.web.answer import Answer, accepted, unread
 from gateway.web.body import BodyForm, body_form, too_large
 from gateway.web.options import QUERY_NAMES, fingerprint, query_options
 from gateway.web.parameters import (
@@ -25,15 +25,20 @@ from gateway.web.parameters import (
     flag_header,
     one_header,
 )
-from gateway.web.reading import BodyReader, content_length, disconnected, drain_of, is_chunked
+from gateway.web.reading import (
+    BodyReader,
+    See,
+    content_length,
+    disconnected,
+    drain_of,
+    is_chunked,
+)
 from gateway.web.uploads import COMPLETE, LENGTH, UploadsEndpoint
-from gateway.web.writing import CLIENT_DISCONNECTED, INTERRUPTED, Writing, Writings
+from gateway.web.writing import Writing, Writings, reason_of
 
 _KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-\[\]-~]{1,255})')
 """A String of structured fields (RFC 9651, 3.3.3), as the draft of the header has it, or what is between
 its quotes, as most clients send it."""
-
-See = Callable[[bytes], None] | None
 
 
 class TextEndpoint:
@@ -58,7 +63,7 @@ class TextEndpoint:
         try:
             return (await self._answer(request)).response()
         except ClientDisconnect:
-            return gone()
+            return unread()
 
     async def _answer(self, request: Request) -> Answer:
         query = Query(request, QUERY_NAMES, prefix=ATTRIBUTE_PREFIX)
@@ -123,16 +128,8 @@ class TextEndpoint:
             while (data := await reader.next(writing.interruption)) is not None:
                 await writing.feed(data)
             return await writing.finish(lambda: disconnected(request))
-        except GatewayError as error:
-            await writing.abort(error.code)
-            raise
-        except ClientDisconnect:
-            await writing.abort(CLIENT_DISCONNECTED)
-            raise
-        except BaseException:
-            # The server cancels what is left at a hard stop: even then receivers are not to take the
-            # text for a whole one.
-            await writing.abort(INTERRUPTED)
+        except BaseException as error:
+            await writing.abort(reason_of(error))
             raise
 
 

@@ -17,7 +17,6 @@ from starlette.requests import ClientDisconnect
 from gateway.auth import Caller
 from gateway.errors import (
     BodyIdle,
-    GatewayError,
     LengthMismatch,
     OffsetMismatch,
     Unavailable,
@@ -29,7 +28,7 @@ from gateway.errors import (
 from gateway.hub import Hub
 from gateway.outgoing import Sent
 from gateway.web.reading import RECHECK, BodyReader, Interruption, Wake
-from gateway.web.writing import INTERRUPTED, Gone, Writing
+from gateway.web.writing import Gone, Writing, reason_of
 
 ID_BYTES = 16
 """128 random bits: nobody guesses one."""
@@ -48,7 +47,7 @@ EXPIRED = "token_expired"
 
 CANCELLED = "cancelled"
 
-_MAY_GO_ON = (BodyIdle, LengthMismatch, OffsetMismatch, UploadInterrupted)
+_MAY_GO_ON = (BodyIdle, LengthMismatch, UploadInterrupted, ClientDisconnect)
 """What is wrong with one request, and not with the upload."""
 
 
@@ -129,16 +128,9 @@ class Upload:
                     await self._finish(self._writing, gone)
                 else:
                     await self._writing.open()
-            except GatewayError as error:
+            except BaseException as error:
                 if not self._may_go_on_after(error):
-                    await self.end(error.code)
-                raise
-            except ClientDisconnect:
-                raise
-            except BaseException:
-                # The server cancels what is left at a hard stop: even then receivers are not to take the
-                # text for a whole one.
-                await self.end(INTERRUPTED)
+                    await self.end(reason_of(error))
                 raise
             finally:
                 self._touched = time.monotonic()
@@ -253,7 +245,7 @@ class Upload:
             self.require_incomplete()
         return self.sent
 
-    def _may_go_on_after(self, error: GatewayError) -> bool:
+    def _may_go_on_after(self, error: BaseException) -> bool:
         if isinstance(error, _MAY_GO_ON):
             return True
         # All of it has been read, and nobody has seen anything of it: the last request may be made again.

@@ -1,6 +1,6 @@
 """/rooms/{room}/uploads/{upload_id}: to go on with an upload, to ask where it stands, to cancel it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -11,12 +11,12 @@ from gateway.auth import Caller, TokenVerifier
 from gateway.errors import GatewayError, InvalidParameter, LengthMismatch, UnsupportedMediaType
 from gateway.settings import Settings
 from gateway.web import problems
-from gateway.web.answer import Answer, accepted, gone
+from gateway.web.answer import Answer, accepted, unread
 from gateway.web.body import PARTIAL, BodyForm, too_large
 from gateway.web.parameters import Query, authenticate, count_header, flag_header
-from gateway.web.reading import BodyReader, content_length, disconnected
+from gateway.web.reading import BodyReader, See, content_length, disconnected
 from gateway.web.upload import Upload, Uploads
-from gateway.web.writing import CLIENT_DISCONNECTED, Writings
+from gateway.web.writing import Writings, reason_of
 
 OFFSET, COMPLETE, LENGTH, LIMIT = (
     "Upload-Offset",
@@ -43,7 +43,7 @@ class UploadsEndpoint:
         options: Mapping[str, Any],
         *,
         complete: bool,
-        see: Callable[[bytes], None] | None,
+        see: See,
     ) -> Answer:
         """The first request, a POST of a text; it may be the last one as well.
 
@@ -66,11 +66,8 @@ class UploadsEndpoint:
             sent = await upload.append(
                 reader, caller, 0, complete=complete, gone=lambda: disconnected(request)
             )
-        except GatewayError as error:
-            await upload.end(error.code)
-            raise
-        except ClientDisconnect:
-            await upload.end(CLIENT_DISCONNECTED)
+        except BaseException as error:
+            await upload.end(reason_of(error))
             raise
         location = {"Location": f"/rooms/{quote(caller.room, safe='')}/uploads/{upload.id}"}
         if sent is None:
@@ -90,7 +87,7 @@ class UploadsEndpoint:
                 case _:
                     answer = await self._delete(request, upload)
         except ClientDisconnect:
-            return gone()
+            return unread()
         except GatewayError as error:
             response = await problems.on_gateway_error(request, error)
             response.headers.update(_headers(upload))
@@ -125,7 +122,7 @@ class UploadsEndpoint:
         length = _declared_length(request, offset, complete=complete is True)
         if length is not None and length > upload.limit:
             raise too_large(upload.limit)
-        reader = BodyReader(request, caller, self._settings.body_idle_timeout, None)
+        reader = BodyReader(request, caller, self._settings.body_idle_timeout)
         sent = await upload.append(
             reader,
             caller,

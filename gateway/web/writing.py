@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect
 
 from gateway.auth import Caller
 from gateway.connection import Connection
-from gateway.errors import InvalidParameter, NotPermitted, TokenExpired
+from gateway.errors import GatewayError, InvalidParameter, NotPermitted, TokenExpired
 from gateway.hub import Hub
 from gateway.open_streams import OpenStreams
 from gateway.outgoing import OutgoingStream, Sent
@@ -361,6 +361,18 @@ async def require_may_send(hub: Hub, how: Sending, caller: Caller) -> None:
     require_valid(caller)
     if how.presence is Presence.NONE:
         await hub.require_may_send_unseen(caller)
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason of a text that this has kept from being complete: its receivers are told in any case, also
+    where the server cancels what is left at a hard stop."""
+    match error:
+        case GatewayError():
+            return error.code
+        case ClientDisconnect():
+            return CLIENT_DISCONNECTED
+        case _:
+            return INTERRUPTED
 
 
 def require_valid(caller: Caller) -> None:
