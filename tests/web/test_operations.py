@@ -156,21 +156,17 @@ async def test_a_transfer_coding_other_than_chunked_is_refused(
 async def test_what_is_wrong_with_the_rest_of_a_body_is_not_answered_once_more(
     serve_memory: Serve, room: str
 ) -> None:
-    async with serve_memory() as gateway:
-        head = "Content-Type: image/png\r\nTransfer-Encoding: chunked\r\n"
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\n{head}"
-            f"Authorization: Bearer {gateway.token('carol', room)}\r\n\r\n2\r\nhi\r\n".encode()
-        )
+    async with (
+        serve_memory() as gateway,
+        gateway.upload(room, "carol", content_type="image/png") as upload,
+    ):
+        upload.send(b"hi")
+        status, _ = await upload.answer()
+        upload.writer.write(b"no chunk at all\r\n")
         async with asyncio.timeout(DEADLINE):
-            first = (await reader.readuntil(b"}\n")).decode()
-            writer.write(b"no chunk at all\r\n")
-            rest = await reader.read()
-        writer.close()
+            rest = await upload.reader.read()
 
-    assert first.startswith("HTTP/1.1 415 ")
+    assert status == 415
     assert rest == b""
 
 
@@ -188,17 +184,10 @@ async def test_what_is_wrong_with_a_later_request_is_not_the_answer_to_an_earlie
     serve_memory: Serve, room: str
 ) -> None:
     """Its sender would send the text again."""
+    head = "Content-Type: text/plain\r\nContent-Length: 5\r\n"
+    second = "GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(
-            f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
-            f"Authorization: Bearer {gateway.token('carol', room)}\r\nContent-Length: 5\r\n\r\n"
-            "firstGET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n".encode()
-        )
-        async with asyncio.timeout(DEADLINE):
-            answer = (await reader.read()).decode()
-        writer.close()
+        answer = await _answered(gateway, room, head, f"first{second}")
 
     assert answer.startswith("HTTP/1.1 200 ")
     assert answer.count("HTTP/1.1 ") == 1

@@ -4,12 +4,13 @@ import asyncio
 import gzip
 import json
 import time
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from gateway.web import reading, upload as upload_module
 from tests.conftest import Serve
-from tests.running_gateway import DEADLINE, EventStream, RunningGateway
+from tests.running_gateway import DEADLINE, ChunkedUpload, EventStream, RunningGateway, Uploading
 
 
 async def _opened(bob: EventStream) -> EventStream:
@@ -90,18 +91,46 @@ async def test_characters_lines_and_compressed_blocks_may_straddle_requests(
             assert heard.end["complete"] is True
 
 
+def _first_part(
+    gateway: RunningGateway, room: str, upload: Uploading, complete: str
+) -> AbstractAsyncContextManager[ChunkedUpload]:
+    """A PATCH from the beginning, whose body goes on until it is finished."""
+    return gateway.upload(
+        room,
+        "carol",
+        path=upload.url,
+        content_type="application/partial-upload",
+        headers={"Upload-Offset": "0", "Upload-Complete": complete},
+    )
+
+
+async def test_requests_that_the_server_gives_up_leave_no_text_that_seems_whole(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await _opened(bob)
+        upload = await gateway.begin_upload(room, "carol")
+        reading = set(gateway.server.server_state.tasks)
+        async with (
+            gateway.upload(room, "carol") as post,
+            _first_part(gateway, room, upload, "?1") as patch,
+        ):
+            for request in (post, patch):
+                request.send(b"half")
+                await bob.until("stream.chunk")
+            # What uvicorn does with what is left at a hard stop.
+            for task in gateway.server.server_state.tasks - reading:
+                task.cancel()
+            ends = [(await bob.until("stream.closed")).data for _ in range(2)]
+
+    assert [(end["complete"], end["reason"]) for end in ends] == [(False, "interrupted")] * 2
+
+
 async def test_what_arrived_before_the_connection_broke_is_kept(serve: Serve, room: str) -> None:
     async with serve() as gateway, gateway.events(room, "bob") as bob:
         await _opened(bob)
         upload = await gateway.begin_upload(room, "carol")
-        part = {"Upload-Offset": "0", "Upload-Complete": "?1"}
-        async with gateway.upload(
-            room,
-            "carol",
-            path=upload.url,
-            content_type="application/partial-upload",
-            headers=part,
-        ) as patch:
+        async with _first_part(gateway, room, upload, "?1") as patch:
             patch.send(b"first ")
             assert (await bob.until("stream.chunk")).data["text"] == "first "
             patch.break_off()
@@ -119,14 +148,7 @@ async def test_a_newer_request_takes_over_from_one_that_hangs(
     async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
         await _opened(bob)
         upload = await gateway.begin_upload(room, "carol")
-        part = {"Upload-Offset": "0", "Upload-Complete": "?0"}
-        async with gateway.upload(
-            room,
-            "carol",
-            path=upload.url,
-            content_type="application/partial-upload",
-            headers=part,
-        ) as hanging:
+        async with _first_part(gateway, room, upload, "?0") as hanging:
             hanging.send(b"first ")
             assert (await bob.until("stream.chunk")).data["text"] == "first "
             asked = await upload.head()
