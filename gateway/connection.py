@@ -9,7 +9,7 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,6 +21,7 @@ from gateway.errors import (
 )
 from gateway.event_log import EventLog
 from gateway.events import (
+    PARTICIPANTS,
     ClosingReason,
     GapReason,
     Presence,
@@ -180,16 +181,15 @@ class Connection(Way):
         self.log.unregister_topic(topic)
 
     @contextmanager
-    def following(self, topic: str) -> Iterator[None]:
-        """The topic is received, and not dropped while the context lasts. Raises as `register_topic`."""
-        self.register_topic(topic)
-        self._followers[topic] += 1
+    def following(self, topics: Collection[str]) -> Iterator[None]:
+        """They are received, and not dropped while the context lasts. Raises as `register_topic`."""
+        for topic in topics:
+            self.register_topic(topic)
+        self._followers.update(topics)
         try:
             yield
         finally:
-            self._followers[topic] -= 1
-            if not self._followers[topic]:
-                del self._followers[topic]
+            self._followers -= Counter(topics)
 
     async def send_text(self, sender: str, text: str, options: TextOptions) -> Sent:
         """Sends a whole text as one stream.
@@ -240,7 +240,11 @@ class Connection(Way):
         """
         self._require_sending_room()
         changed = asyncio.Event()
-        self.log.watch(changed.set)
+
+        def watch(_: object) -> None:
+            changed.set()
+
+        self.log.watch(watch, (PARTICIPANTS,))
         try:
             async with asyncio.timeout(seconds):
                 while not any(other.is_listening_agent for other in self.participants):
@@ -253,7 +257,7 @@ class Connection(Way):
                 f" attribute {AGENT_STATE!r} beyond initializing); nothing was sent."
             ) from None
         finally:
-            self.log.unwatch(changed.set)
+            self.log.unwatch(watch, (PARTICIPANTS,))
 
     async def leave(self, reason: ClosingReason) -> None:
         """Leaves LiveKit first, then ends the event streams: by the time that a client comes back,

@@ -10,6 +10,7 @@ GatewayError
 │   ├── InvalidEncoding         a body that is not what its Content-Encoding says
 │   ├── UnsupportedMediaType    a body of a type we do not take
 │   ├── UnsupportedEncoding     or compressed otherwise than we take
+│   ├── NotAcceptable           an answer of a type that we do not have
 │   ├── ExpectationFailed       an `Expect` other than 100-continue
 │   ├── BodyIdle                the sender stopped sending in the middle of its body
 │   ├── OffsetMismatch          an upload goes on elsewhere than where its sender thinks
@@ -113,6 +114,10 @@ class UnsupportedMediaType(InvalidRequest):
 
 class UnsupportedEncoding(InvalidRequest):
     code = "unsupported_encoding"
+
+
+class NotAcceptable(InvalidRequest):
+    code = "not_acceptable"
 
 
 class ExpectationFailed(InvalidRequest):

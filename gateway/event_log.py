@@ -27,7 +27,6 @@ from gateway.events import (
     Presence,
     StreamChunk,
     StreamClosed,
-    StreamEvent,
     StreamOpened,
 )
 
@@ -40,12 +39,15 @@ INTERRUPTIONS = 100
 """Interruptions that are remembered beside the log, for the replay of a stream that is older than what
 the log keeps."""
 
-READ_BYTES = 256 * 1024
+READ_BYTES = 64 * 1024
 """What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
 
 Encode = Callable[[LogEvent, str], bytes]
 """An event and its id to the frame that goes to subscribers."""
 
+
+Watch = Callable[["Entry | None"], None]
+"""Is called with each entry that is added, and with None at the log's end."""
 
 _StreamKey = tuple[str, str]
 """A sender's identity and its stream's id."""
@@ -89,10 +91,31 @@ class Entry(NamedTuple):
     topic: str | None
     """None for an entry that everybody is shown, empty for one that nobody is."""
     frame: bytes
-    chunk_of: _StreamKey | None = None
+    stream: "LoggedStream | None" = None
+    """What it belongs to."""
 
     def is_for(self, topics: Collection[str]) -> bool:
         return self.topic is None or self.topic in topics
+
+
+@dataclass(slots=True, eq=False)
+class LoggedStream:
+    """A stream as far as the log keeps it: its beginning for as long as it is open, all of it or nothing
+    once it is closed."""
+
+    participant_identity: str
+    stream_id: str
+    opened: Entry = field(init=False)
+    chunks: deque[Entry] | tuple[Entry, ...] = field(default_factory=deque)
+    """A deque costs 600 bytes: only those that are open have one."""
+    evicted_to: int = 0
+    """The last chunk dropped by eviction, as a sequence number; 0 while there is none."""
+    closed: Entry | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its text is here from the beginning."""
+        return not self.evicted_to
 
 
 _DROPPED = Entry(0, 0.0, "", b"")
@@ -101,9 +124,9 @@ would hold as much memory as the bounds allow once more."""
 
 
 class Read(NamedTuple):
-    frames: list[bytes]
+    entries: list[Entry]
     seq: int
-    """The cursor after this read: also past events of other topics, which are not in `frames`."""
+    """The cursor after this read: also past events of other topics, which are not in `entries`."""
 
 
 class Start(NamedTuple):
@@ -111,20 +134,12 @@ class Start(NamedTuple):
 
     gap: GatewayGap | None
     seq: int
-    replay: list[bytes]
-    """Frames to be sent, without their ids, before following from `seq`."""
+    replay: list[Entry]
+    """To be sent, without their ids, before following from `seq`."""
 
 
 class Evicted(Exception):
     """The log has dropped events that this cursor had not read yet."""
-
-
-@dataclass(slots=True)
-class _OpenStream:
-    opened: Entry
-    chunks: deque[Entry] = field(default_factory=deque)
-    evicted_to: int = 0
-    """The last chunk dropped by eviction, as a sequence number; 0 while there is none."""
 
 
 class EventLog:
@@ -150,9 +165,11 @@ class EventLog:
         self._head = 0
         self._bytes = 0
         self._registered = {PARTICIPANTS: 0, **dict.fromkeys(topics, 0)}
-        self._open: dict[_StreamKey, _OpenStream] = {}
+        self._open: dict[_StreamKey, LoggedStream] = {}
         self._interruptions: deque[Entry] = deque(maxlen=INTERRUPTIONS)
-        self._watchers: set[Callable[[], None]] = set()
+        # Copied when they change, so that whoever is called may come and go.
+        self._watchers: dict[str, tuple[Watch, ...]] = {}
+        self._all_watchers: tuple[Watch, ...] = ()
 
     @property
     def head(self) -> Position:
@@ -164,10 +181,11 @@ class EventLog:
         if self.ended is not None:
             return
         seq = self._head + 1
-        frame = self._encode(event, str(Position(self.epoch, seq)))
-        chunk_of = _key(event) if isinstance(event, StreamChunk) else None
-        entry = Entry(seq, self._now(), event.topic, frame, chunk_of)
-        self._track_open(entry, event)
+        frame = self._encode(event, f"{self.epoch}-{seq}")
+        stream = self._stream_of(event)
+        entry = Entry(seq, self._now(), event.topic, frame, stream)
+        if stream is not None:
+            self._track(entry, event, stream)
         self._add(entry)
 
     def interrupt(
@@ -192,7 +210,8 @@ class EventLog:
         """Ends the log: subscribers read what is left, are told, and leave."""
         if self.ended is None:
             self.ended = event
-            self._wake()
+            for watch in self._all_watchers:
+                watch(None)
 
     def is_registered(self, topic: str) -> bool:
         return topic in self._registered
@@ -216,12 +235,20 @@ class EventLog:
         """From now on the topic is not received; a resume after this is told so if it comes back."""
         self._registered.pop(topic, None)
 
-    def watch(self, wake: Callable[[], None]) -> None:
-        """Calls `wake` after every append, and at the end, until `unwatch`."""
-        self._watchers.add(wake)
+    def watch(self, watch: Watch, topics: Collection[str]) -> None:
+        """Calls it with what is added on these topics and for everybody, and at the end, until `unwatch`."""
+        self._all_watchers += (watch,)
+        for topic in topics:
+            self._watchers[topic] = (*self._watchers.get(topic, ()), watch)
 
-    def unwatch(self, wake: Callable[[], None]) -> None:
-        self._watchers.discard(wake)
+    def unwatch(self, watch: Watch, topics: Collection[str]) -> None:
+        self._all_watchers = tuple(each for each in self._all_watchers if each != watch)
+        for topic in topics:
+            left = tuple(each for each in self._watchers.get(topic, ()) if each != watch)
+            if left:
+                self._watchers[topic] = left
+            else:
+                self._watchers.pop(topic, None)
 
     def resume(self, last: Position, topics: Collection[str], *, whole: bool = False) -> Start:
         """Goes on after `last`, or says from where to where something may be missing.
@@ -257,7 +284,7 @@ class EventLog:
                 str(Position(self.epoch, min(stream.opened.seq for stream in cut))),
                 str(Position(self.epoch, max(stream.evicted_to for stream in cut))),
             )
-        return Start(gap, self._head, _frames(entries))
+        return Start(gap, self._head, entries)
 
     def replay_all(self, topics: Collection[str]) -> Start:
         """Everything that is kept. Streams whose beginning was dropped are told as a gap."""
@@ -276,7 +303,7 @@ class EventLog:
             if stream.opened.seq < first and stream.opened.topic in topics
         ]
         kept = [entry for entry in self._kept(first) if entry.is_for(topics)]
-        return Start(gap, self._head, _frames([*pinned, *kept]))
+        return Start(gap, self._head, [*pinned, *kept])
 
     def read(self, seq: int, topics: Collection[str]) -> Read:
         """What came after `seq` on the topics, up to READ_BYTES.
@@ -285,16 +312,16 @@ class EventLog:
         """
         if seq < self._first() - 1:
             raise Evicted
-        frames = []
+        entries = []
         size = 0
         for entry in self._kept(seq + 1):
             seq = entry.seq
             if entry.is_for(topics):
-                frames.append(entry.frame)
+                entries.append(entry)
                 size += len(entry.frame)
                 if size >= READ_BYTES:
                     break
-        return Read(frames, seq)
+        return Read(entries, seq)
 
     def _lost_since(self, last: Position, topics: Collection[str]) -> GapReason | None:
         if last.epoch != self.epoch:
@@ -321,19 +348,35 @@ class EventLog:
         self._entries.append(entry)
         self._bytes += len(entry.frame)
         self._evict()
-        self._wake()
+        if entry.topic is None:
+            for watch in self._all_watchers:
+                watch(entry)
+        else:
+            for watch in self._watchers.get(entry.topic, ()):
+                watch(entry)
 
-    def _track_open(self, entry: Entry, event: LogEvent) -> None:
+    def _stream_of(self, event: LogEvent) -> LoggedStream | None:
         match event:
             case StreamOpened():
-                self._open[_key(event)] = _OpenStream(entry)
-            case StreamClosed():
-                self._open.pop(_key(event), None)
-            case StreamChunk():
-                if (stream := self._open.get(_key(event))) is not None:
-                    stream.chunks.append(entry)
+                return LoggedStream(event.participant_identity, event.stream_id)
+            case StreamChunk() | StreamClosed():
+                return self._open.get((event.participant_identity, event.stream_id))
             case _:
-                pass  # not of a stream
+                return None
+
+    def _track(self, entry: Entry, event: LogEvent, stream: LoggedStream) -> None:
+        match event:
+            case StreamOpened():
+                stream.opened = entry
+                self._open[stream.participant_identity, stream.stream_id] = stream
+            case StreamClosed():
+                del self._open[stream.participant_identity, stream.stream_id]
+                stream.chunks = tuple(stream.chunks)
+                stream.closed = entry
+                if stream.opened.seq < self._first():
+                    self._forget(stream)
+            case _:
+                stream.chunks.append(entry)  # type: ignore[union-attr]  # it is open
 
     def _evict(self) -> None:
         oldest = self._now() - self._bounds.age
@@ -354,20 +397,18 @@ class EventLog:
 
     def _drop(self, entry: Entry) -> None:
         self._bytes -= len(entry.frame)
-        if entry.chunk_of is not None:
-            stream = self._open.get(entry.chunk_of)
-            if stream and stream.chunks and stream.chunks[0] is entry:
-                stream.chunks.popleft()
+        stream = entry.stream
+        if stream is None:
+            return
+        if stream.closed is None:
+            if entry is not stream.opened:
+                stream.chunks.popleft()  # type: ignore[union-attr]  # it is open
                 stream.evicted_to = entry.seq
+        elif entry is stream.opened:
+            self._forget(stream)
 
-    def _wake(self) -> None:
-        for wake in tuple(self._watchers):
-            wake()
-
-
-def _key(event: StreamEvent) -> _StreamKey:
-    return event.participant_identity, event.stream_id
-
-
-def _frames(entries: list[Entry]) -> list[bytes]:
-    return [entry.frame for entry in entries if entry.frame]
+    def _forget(self, stream: LoggedStream) -> None:
+        """A closed stream whose beginning is gone; what is left of it must not be held by its end."""
+        if stream.chunks:
+            stream.evicted_to = stream.chunks[-1].seq
+            stream.chunks = ()

@@ -221,6 +221,8 @@ class ClosingReason(StrEnum):
     """We left the room because nobody used the connection any more."""
     SLOW = "slow"
     """The reader fell behind what the log keeps."""
+    MAX_AGE = "max_age"
+    """It has been open for as long as one is: deploys and autoscaling spread over time by that."""
 
     @property
     def reconnect(self) -> bool:

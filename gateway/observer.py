@@ -118,7 +118,7 @@ class Observer(Connection):
     def carrying(self, topic: str) -> Iterator[None]:
         """Receives the topic for one whom it carries, and no longer than that unless others want it."""
         borrowed = topic in self._borrowed or not self.log.is_registered(topic)
-        with self.following(topic):
+        with self.following((topic,)):
             if borrowed:
                 self._borrowed.add(topic)
             yield

@@ -7,7 +7,9 @@ import re
 import signal
 import socket
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from http import HTTPStatus
+from typing import Protocol
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -74,11 +76,78 @@ class _Answers(asyncio.Transport):
         self._transport.close()
 
 
+def _as_it_is(data: bytes) -> bytes:
+    """HTTP/1.0 has no chunks: the end of the connection is that of the body."""
+    return data
+
+
+def _chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+class Listener(Protocol):
+    """Whom an outlet tells how it is."""
+
+    def blocked(self) -> None:
+        """More has been written than the client takes now."""
+
+    def writable(self) -> None:
+        """It takes more again."""
+
+    def lost(self) -> None:
+        """It has gone."""
+
+
+class Outlet:
+    """The body of one answer after its head, for who writes it beside ASGI, and without waiting.
+
+    Its end is ASGI's again.
+    """
+
+    __slots__ = ("_listener", "_transport", "frame", "is_blocked", "write")
+
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        write: Callable[[bytes], None],
+        frame: Callable[[bytes], bytes],
+    ) -> None:
+        self.write = write
+        self.frame = frame
+        self.is_blocked = False
+        self._transport = transport
+        self._listener: Listener | None = None
+
+    def follow(self, listener: Listener) -> None:
+        """Has it told how the client is; at once, where it has gone already."""
+        self._listener = listener
+        if self._transport.is_closing():
+            listener.lost()
+
+    def unsent(self) -> int:
+        """Bytes that the client has not taken yet."""
+        return self._transport.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """Drops a client that takes nothing: closing would wait for it."""
+        self._transport.abort()
+
+    def block(self, blocked: bool) -> None:
+        self.is_blocked = blocked
+        if self._listener is not None:
+            (self._listener.blocked if blocked else self._listener.writable)()
+
+    def lose(self) -> None:
+        if self._listener is not None:
+            self._listener.lost()
+
+
 class HttpProtocol(HttpToolsProtocol):
     """uvicorn's protocol with what it lacks: a bound on heads and trailers, our errors, offers to
     upgrade ignored (RFC 9110, 7.8), trailers kept out of the headers (6.5.1), heads sent with bodies."""
 
     _answers: _Answers
+    _outlet: Outlet | None = None
     _in_head = True
     _between_messages = True
     _progress = False
@@ -96,8 +165,6 @@ class HttpProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._between_messages = False
-        # For who must give a client up that reads nothing: closing would wait for it to read.
-        self.scope["state"]["abort"] = self.transport.abort
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._in_head:
@@ -117,9 +184,36 @@ class HttpProtocol(HttpToolsProtocol):
             self.cycle.transport = self._answers
             # For who would set up a wait for what is there already, as the body of a short text is.
             self.scope["state"]["ready"] = self.cycle.message_event.is_set
+            self.scope["state"]["open_outlet"] = partial(self._open_outlet, self.cycle)
+
+    def _open_outlet(self, cycle: RequestResponseCycle) -> Outlet:
+        """For an answer whose head is still to be sent."""
+        frame = _chunk
+        if cycle.scope["http_version"] == "1.0":
+            frame = _as_it_is
+            cycle.chunked_encoding = False  # or uvicorn would say that there are chunks
+        self._outlet = Outlet(self.transport, self._answers.write, frame)
+        return self._outlet
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._outlet is not None:
+            self._outlet.block(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._outlet is not None:
+            self._outlet.block(False)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._outlet is not None:
+            self._outlet.lose()
+            self._outlet = None
 
     def on_response_complete(self) -> None:
         self._answers.end_answer()
+        self._outlet = None
         super().on_response_complete()
 
     def on_chunk_header(self) -> None:

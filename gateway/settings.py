@@ -136,6 +136,9 @@ class Settings:
     """Below the 30 to 60 s after which proxies and mobile networks drop a silent connection."""
     write_timeout: float = _setting("GATEWAY_WRITE_TIMEOUT", _seconds(0.1, 3600), 30.0)
     """A phone in a tunnel comes back within it; a reader that stands still is dropped after it."""
+    max_age: float = _setting("GATEWAY_MAX_AGE", _seconds(0.1, 7 * 86_400), 600.0)
+    """Seconds that an event stream lasts, less up to a fifth: then its client comes back, to a replica that has
+    come meanwhile too. What comes back costs a request, so less would cost more than it spreads."""
     linger: float = _setting("GATEWAY_LINGER", _seconds(0, 3600), 30.0)
     """A page reload or the next POST finds the participant still in the room."""
     drain_timeout: float = _setting("GATEWAY_DRAIN_TIMEOUT", _seconds(0.1, 3600), 5.0)

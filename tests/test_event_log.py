@@ -11,6 +11,7 @@ from hypothesis import given, settings, strategies as st
 from gateway.errors import InvalidParameter
 from gateway.event_log import (
     READ_BYTES,
+    Entry,
     EventLog,
     Evicted,
     LogBounds,
@@ -51,8 +52,12 @@ def _log(**bounds: float) -> EventLog:
     return EventLog(_encode, LogBounds(**bounds), "tu")  # type: ignore[arg-type]
 
 
-def _seqs(frames: list[bytes]) -> list[int]:
-    return [int(json.loads(frame)[0].partition("-")[2]) for frame in frames]
+def _seqs(entries: list[Entry]) -> list[int]:
+    return [int(json.loads(entry.frame)[0].partition("-")[2]) for entry in entries]
+
+
+def _frames(entries: list[Entry]) -> list[bytes]:
+    return [entry.frame for entry in entries]
 
 
 def test_positions_are_written_and_read() -> None:
@@ -77,7 +82,7 @@ def test_the_oldest_go_first_when_there_are_too_many() -> None:
     for index in range(5):
         log.append(_chunk("a", index))
 
-    assert _seqs(log.read(2, ["t"]).frames) == [3, 4, 5]
+    assert _seqs(log.read(2, ["t"]).entries) == [3, 4, 5]
     with pytest.raises(Evicted):
         log.read(1, ["t"])
 
@@ -87,7 +92,7 @@ def test_the_oldest_go_first_when_they_are_too_large() -> None:
     for index in range(5):
         log.append(_chunk("a", index))
 
-    assert _seqs(log.read(2, ["t"]).frames) == [3, 4, 5]
+    assert _seqs(log.read(2, ["t"]).entries) == [3, 4, 5]
 
 
 def test_the_oldest_go_first_when_they_are_too_old() -> None:
@@ -101,15 +106,15 @@ def test_the_oldest_go_first_when_they_are_too_old() -> None:
 
     assert start.gap is not None
     assert start.gap.reason is GapReason.EVICTED
-    assert _seqs(log.read(1, ["t"]).frames) == [2]
+    assert _seqs(log.read(1, ["t"]).entries) == [2]
 
 
 def test_one_event_larger_than_the_bound_is_kept_until_the_next() -> None:
     log = _log(bytes=1)
     log.append(_opened("a"))
-    assert _seqs(log.read(0, ["t"]).frames) == [1]
+    assert _seqs(log.read(0, ["t"]).entries) == [1]
     log.append(_chunk("a", 0))
-    assert _seqs(log.read(1, ["t"]).frames) == [2]
+    assert _seqs(log.read(1, ["t"]).entries) == [2]
 
 
 def test_what_is_dropped_is_not_held() -> None:
@@ -159,12 +164,12 @@ def test_an_interruption_is_told_to_readers_of_every_topic() -> None:
     log.append(_chunk("a", 1))
     expected = GatewayGap(GapReason.UNKNOWN, f"{log.epoch}-1", f"{log.epoch}-3")
 
-    assert log.read(2, ["u"]).frames == [repr(expected).encode()]
+    assert _frames(log.read(2, ["u"]).entries) == [repr(expected).encode()]
     assert log.resume(Position(log.epoch, 2), ["u"]).gap is None
     events = [_opened("a"), _chunk("a", 0), expected, _chunk("a", 1)]
     frames = [repr(event).encode() for event in events]
-    assert log.replay_all(["t"]).replay == frames
-    assert log.replay_open(["t"]).replay == frames
+    assert _frames(log.replay_all(["t"]).replay) == frames
+    assert _frames(log.replay_open(["t"]).replay) == frames
     assert log.replay_open(["u"]).replay == []
 
 
@@ -175,7 +180,7 @@ def _encode_any(event: LogEvent, position: str) -> bytes:
 def test_nothing_is_added_to_a_log_that_has_ended() -> None:
     log = _log()
     woken = []
-    log.watch(lambda: woken.append(log.head.seq))
+    log.watch(lambda entry: woken.append(entry and entry.seq), ["t"])
     log.append(_opened("a"))
     log.end(closing(ClosingReason.DRAIN))
     log.end(closing(ClosingReason.REMOVED))
@@ -183,7 +188,7 @@ def test_nothing_is_added_to_a_log_that_has_ended() -> None:
 
     assert log.head.seq == 1
     assert log.ended == closing(ClosingReason.DRAIN)
-    assert woken == [1, 1]
+    assert woken == [1, None]
 
 
 def test_a_read_is_bounded_and_the_next_one_goes_on() -> None:
@@ -195,8 +200,8 @@ def test_a_read_is_bounded_and_the_next_one_goes_on() -> None:
     first = log.read(0, [large])
     second = log.read(first.seq, [large])
 
-    assert _seqs(first.frames) == [1, 2]
-    assert _seqs(second.frames) == [3, 4]
+    assert _seqs(first.entries) == [1, 2]
+    assert _seqs(second.entries) == [3, 4]
 
 
 def test_a_topic_registered_late_is_told_from_one_received_all_along() -> None:
@@ -211,7 +216,7 @@ def test_a_topic_registered_late_is_told_from_one_received_all_along() -> None:
     assert _reason(log, before, "late") is GapReason.UNKNOWN
     assert _reason(log, after, "late") is None
     assert _reason(log, before, "t") is None
-    assert log.read(before.seq, ["t", "late"]).frames == []
+    assert log.read(before.seq, ["t", "late"]).entries == []
 
 
 def _reason(log: EventLog, position: Position, topic: str) -> GapReason | None:
@@ -300,7 +305,7 @@ def _check_read(
         cursors[reader] = len(model.events)
         return
     read = log.read(seq, topics)
-    assert _seqs(read.frames) == [
+    assert _seqs(read.entries) == [
         number
         for number, event in enumerate(model.events, 1)
         if number > seq and event.topic in topics

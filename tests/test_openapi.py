@@ -37,7 +37,7 @@ from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
 from gateway.web import body, options, problems, sse, upload, writing
-from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app
+from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app, make_routes
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
 from tests.running_gateway import DEADLINE
@@ -1026,9 +1026,7 @@ def _documented_events() -> dict[str, dict[str, Any]]:
 
 
 def _routes() -> list[Route]:
-    routes = make_app(_hub(), SETTINGS).routes
-    assert all(isinstance(route, Route) for route in routes)
-    return [route for route in routes if isinstance(route, Route)]
+    return make_routes(_hub(), SETTINGS)
 
 
 def _path(route: Route) -> str:

@@ -13,7 +13,7 @@ from gateway.auth import TokenVerifier
 from gateway.hub import Hub
 from gateway.settings import Settings
 from gateway.web import problems
-from gateway.web.event_stream import EventStreamEndpoint
+from gateway.web.event_stream import EventStreamEndpoint, EventStreams
 from gateway.web.expectation import Expectation
 from gateway.web.operations import (
     NO_STORE,
@@ -66,7 +66,21 @@ RESPONSE_HEADERS = (
 """What it may read."""
 
 
-def make_app(hub: Hub, settings: Settings) -> Starlette:
+def make_app(hub: Hub, settings: Settings) -> ASGIApp:
+    app = Starlette(
+        routes=make_routes(hub, settings),
+        exception_handlers=problems.HANDLERS,
+        middleware=[
+            *([_cors(settings)] if settings.cors_origins else []),
+            Middleware(Expectation),
+            Middleware(RawPath),
+        ],
+    )
+    app.router.redirect_slashes = False
+    return AccessLog(EventStreams(app))
+
+
+def make_routes(hub: Hub, settings: Settings) -> list[Route]:
     verifier = TokenVerifier({settings.livekit_api_key: settings.livekit_api_secret})
     writings = Writings(hub, settings)
     known_uploads = Uploads(hub, settings.upload_idle_timeout)
@@ -86,43 +100,33 @@ def make_app(hub: Hub, settings: Settings) -> Starlette:
             ("/page.js", "page.js", "text/javascript"),
         )
     ]
-    app = Starlette(
-        routes=[
-            Route("/rooms/{room:segment}/text", text.handle, methods=["POST", "OPTIONS"]),
-            Route(
-                "/rooms/{room:segment}/uploads/{upload_id:segment}",
-                uploads.change,
-                methods=["HEAD", "PATCH", "DELETE"],
-            ),
-            Route("/rooms/{room:segment}/topics", topics.get),
-            Route(
-                "/rooms/{room:segment}/topics/{topic:segment}",
-                topics.change,
-                methods=["PUT", "DELETE"],
-            ),
-            Route("/rooms/{room:segment}/topics/{topic:segment}/events", events.get),
-            Route("/rooms/{room:segment}/participants", participants.get),
-            Route(
-                "/rooms/{room:segment}/participants/{identity:segment}",
-                participants.delete,
-                methods=["DELETE"],
-            ),
-            Route("/webhooks/livekit", webhook.post, methods=["POST"]),
-            Route("/livez", livez),
-            Route("/readyz", readiness.get),
-            Route("/openapi.yaml", openapi),
-            *(page if settings.page else []),
-        ],
-        exception_handlers=problems.HANDLERS,
-        middleware=[
-            Middleware(AccessLog),
-            *([_cors(settings)] if settings.cors_origins else []),
-            Middleware(Expectation),
-            Middleware(RawPath),
-        ],
-    )
-    app.router.redirect_slashes = False
-    return app
+    return [
+        Route("/rooms/{room:segment}/text", text.handle, methods=["POST", "OPTIONS"]),
+        Route(
+            "/rooms/{room:segment}/uploads/{upload_id:segment}",
+            uploads.change,
+            methods=["HEAD", "PATCH", "DELETE"],
+        ),
+        Route("/rooms/{room:segment}/events", events.of_room),
+        Route("/rooms/{room:segment}/topics", topics.get),
+        Route(
+            "/rooms/{room:segment}/topics/{topic:segment}",
+            topics.change,
+            methods=["PUT", "DELETE"],
+        ),
+        Route("/rooms/{room:segment}/topics/{topic:segment}/events", events.of_topic),
+        Route("/rooms/{room:segment}/participants", participants.get),
+        Route(
+            "/rooms/{room:segment}/participants/{identity:segment}",
+            participants.delete,
+            methods=["DELETE"],
+        ),
+        Route("/webhooks/livekit", webhook.post, methods=["POST"]),
+        Route("/livez", livez),
+        Route("/readyz", readiness.get),
+        Route("/openapi.yaml", openapi),
+        *(page if settings.page else []),
+    ]
 
 
 def _cors(settings: Settings) -> Middleware:

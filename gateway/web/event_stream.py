@@ -1,23 +1,23 @@
-"""GET /rooms/{room}/topics/{topic}/events: Server-Sent Events from a connection's log.
+"""Event streams: Server-Sent Events, or JSON lines, from a connection's log.
 
-A subscriber is a cursor: what was kept and what comes live are the same read, and all that is
-pending goes out in one write.
+Here a request becomes a follower of the log; `delivery.py` does the writing.
 """
 
 import asyncio
-import logging
+import random
 import time
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import AsyncExitStack, aclosing
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import StrEnum
+from typing import TypeVar
 
-from sse_starlette import EventSourceResponse
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import Caller, TokenVerifier
 from gateway.connection import Connection
+from gateway.delivery import Deadline, Follower, Outlet, Pump
 from gateway.errors import (
     Draining,
     InvalidParameter,
@@ -29,23 +29,40 @@ from gateway.errors import (
     TooManyTopics,
     Unavailable,
 )
-from gateway.event_log import READ_BYTES, EventLog, Evicted, Position, Start, parse_position
+from gateway.event_log import EventLog, Position, Start, parse_position
 from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
 from gateway.hub import Hub
 from gateway.settings import Settings
 from gateway.web import sse
-from gateway.web.parameters import Presence, Query, authenticate, presence_of, reading_topic
-
-logger = logging.getLogger(__name__)
+from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, View, pieces
+from gateway.web.parameters import (
+    Presence,
+    Query,
+    authenticate,
+    negotiated,
+    presence_of,
+    reading_topic,
+)
 
 HEADERS = {
     # no-transform: a proxy that compresses would hold events back until its block is full.
     "Cache-Control": "no-store, no-transform",
+    # nginx would hold them back, too.
+    "X-Accel-Buffering": "no",
 }
-
 
 ABSENT_RETRY = 10
 """Seconds until who read unseen, and is not in the room any more, asks again."""
+
+YOUNGEST = 0.8
+"""An event stream lasts for a random time from this part of its maximum age on: those that came at once
+do not come back at once."""
+
+_BODY = "event_stream"
+"""The name in a request's state of what is to be written when all that answered it has returned."""
+
+
+Choice = TypeVar("Choice", bound=StrEnum)
 
 
 class Replay(StrEnum):
@@ -59,20 +76,34 @@ class EventStreamEndpoint:
         self._hub = hub
         self._verifier = verifier
         self._settings = settings
+        self._pump = Pump(heartbeat=settings.heartbeat, write_timeout=settings.write_timeout)
         self._open = 0
 
-    async def get(self, request: Request) -> Response:
-        query = Query(request, ("last_event_id", "replay", "presence", "participants"))
+    async def of_topic(self, request: Request) -> Response:
+        """/rooms/{room}/topics/{topic}/events"""
+        query = Query(request, _NAMES)
+        return await self._get(request, query, [request.path_params["topic"]])
+
+    async def of_room(self, request: Request) -> Response:
+        """/rooms/{room}/events: several topics on one connection, of which a browser has six."""
+        query = Query(request, (*_NAMES, "topic"))
+        return await self._get(request, query, query.all("topic"))
+
+    async def _get(self, request: Request, query: Query, asked: list[str]) -> Response:
         caller = authenticate(request, query, self._verifier)
         caller.require_can_subscribe()
-        topic = reading_topic(request.path_params["topic"])
-        topics = (topic, PARTICIPANTS) if _flag(query, "participants") else (topic,)
-        replay = _replay(query)
+        topics = frozenset(map(reading_topic, asked))
+        shown = topics | {PARTICIPANTS} if _flag(query, "participants") else topics
+        if not shown:
+            raise InvalidParameter("Nothing to follow: give 'topic', 'participants=1', or both.")
+        replay = _one_of(Replay, query, "replay", Replay.OPEN)
+        view = _one_of(View, query, "view", View.STREAMS)
         presence = presence_of(query.one("presence"))
         last = _last_event_id(request, query)
+        media_type = negotiated(request, [media_type for media_type, _ in FORMS])
+        form = FORMS[media_type, view]
         if request.method == "HEAD":
-            # sse-starlette answers the headers and never begins the body.
-            return EventSourceResponse(_nothing(), headers=HEADERS)
+            return _Head(form)
         async with AsyncExitStack() as stack:
             try:
                 if (
@@ -82,222 +113,152 @@ class EventStreamEndpoint:
                 ):
                     # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
                     return Response(status_code=204, headers=HEADERS)
-                connection, absent = await self._enter(stack, caller, presence)
-                stack.enter_context(connection.following(topic))
+                connection, absent = await stack.enter_async_context(
+                    self._entered(caller, presence)
+                )
+                stack.enter_context(connection.following(topics))
             except (Unavailable, PresenceRequired) as error:
-                if last is None:
+                if last is None or media_type != EVENT_STREAM:
                     raise
                 # Any status but 200 would end a browser's EventSource for good.
                 return _come_back_later(error)
-            start = _start(connection.log, topics, replay, last)
-            subscriber = Subscriber(connection, topics, caller, self._settings.heartbeat, start)
-            if absent is not None:
-                absent.add_done_callback(lambda _: subscriber.leave(ClosingReason.ABSENT))
-            return EventStreamResponse(
-                subscriber,
-                stack.pop_all(),
-                write_timeout=self._settings.write_timeout,
-                abort=request.state.abort,
-            )
+            start = _start(connection.log, shown, replay, last)
+            beginning = pieces(_beginning(connection, caller, form, start))
+            deadline = self._deadline(caller)
 
-    async def _enter(
-        self, stack: AsyncExitStack, caller: Caller, presence: Presence
-    ) -> "tuple[Connection, asyncio.Future[None] | None]":
+            def follow(outlet: Outlet) -> Follower:
+                follower = self._pump.follow(
+                    connection.log, shown, form, outlet, beginning, start.seq, deadline
+                )
+                if absent is not None:
+                    absent.add_done_callback(lambda _: follower.leave(ClosingReason.ABSENT))
+                return follower
+
+            return _EventStream(form, follow, stack.pop_all())
+
+    @asynccontextmanager
+    async def _entered(
+        self, caller: Caller, presence: Presence
+    ) -> "AsyncIterator[tuple[Connection, asyncio.Future[None] | None]]":
         """What is read, and what is done when this caller may not read there any more."""
         if self._open >= self._settings.max_event_streams:
             raise TooManyEventStreams("The gateway has as many event streams as it takes.")
         self._open += 1
-        stack.callback(self._leave)
-        if presence is Presence.JOIN:
-            return await stack.enter_async_context(self._hub.session(caller)), None
-        return await stack.enter_async_context(self._hub.reading_unseen(caller))
-
-    def _leave(self) -> None:
-        self._open -= 1
-
-
-class Subscriber:
-    """One cursor on a log, and what its client is told around the log's events."""
-
-    def __init__(
-        self,
-        connection: Connection,
-        topics: Collection[str],
-        caller: Caller,
-        heartbeat: float,
-        start: Start,
-    ) -> None:
-        self._connection = connection
-        self._log = connection.log
-        self._topics = topics
-        self._caller = caller
-        self._heartbeat = heartbeat
-        self._start = start
-        self._seq = start.seq
-        self._heartbeat_due = 0.0
-        self._woken = asyncio.Event()
-        self._gone = False
-        self._closing: ClosingReason | None = None
-
-    def leave(self, closing: ClosingReason | None = None) -> None:
-        """The blocks end: the client is gone, or is told why."""
-        self._gone = self._gone or closing is None
-        self._closing = self._closing or closing
-        self._woken.set()
-
-    async def blocks(self) -> AsyncGenerator[bytes]:
-        """What to write, in order, until the client, the log or the token ends it."""
-        self._log.watch(self._woken.set)
         try:
-            for block in self._beginning():
-                yield block
-                del block
-            self._put_heartbeat_off()
-            while not self._gone:
-                self._woken.clear()
-                if self._closing is not None:
-                    yield _closing(self._closing)
-                    return
-                if time.time() >= self._caller.expires_at:
-                    yield _closing(ClosingReason.TOKEN_EXPIRED)
-                    return
-                try:
-                    read = self._log.read(self._seq, self._topics)
-                except Evicted:
-                    # Coming back with its last id, the client is told the gap.
-                    yield _closing(ClosingReason.SLOW)
-                    return
-                self._seq = read.seq
-                if read.frames:
-                    self._put_heartbeat_off()
-                    yield b"".join(read.frames)
-                elif self._log.ended is not None and self._seq == self._log.head.seq:
-                    yield sse.encode(self._log.ended)
-                    return
-                elif not await self._more():
-                    self._put_heartbeat_off()
-                    yield sse.heartbeat(self._position())
+            if presence is Presence.JOIN:
+                async with self._hub.session(caller) as session:
+                    yield session, None
+            else:
+                async with self._hub.reading_unseen(caller) as (observer, absent):
+                    yield observer, absent
         finally:
-            self._log.unwatch(self._woken.set)
+            self._open -= 1
 
-    def _beginning(self) -> Iterator[bytes]:
-        """What a client needs before the first live event, its cursor armed at the very end.
-
-        Replayed events have no ids: resuming from one of them would skip what lies between.
-        """
-        position = self._position()
-        gap, _, replay = self._start
-        del self._start  # what is replayed would be held for as long as the client stays
-        connection = self._connection
-        opened = GatewayOpened(connection.presence, self._caller.identity, str(self._log.head))
-        pending = [sse.OPENING, sse.encode(opened)]
-        if connection.condition is not None:
-            pending.append(sse.encode(connection.condition))
-        if gap is not None:
-            pending.append(sse.encode(gap, None if replay else position))
-        size = 0
-        for frame in replay:
-            pending.append(sse.without_id(frame))
-            size += len(pending[-1])
-            if size >= READ_BYTES:
-                yield b"".join(pending)
-                pending.clear()
-                size = 0
-        yield b"".join([*pending, sse.cursor(position)])
-
-    def _put_heartbeat_off(self) -> None:
-        self._heartbeat_due = asyncio.get_running_loop().time() + self._heartbeat
-
-    def _position(self) -> str:
-        return str(Position(self._log.epoch, self._seq))
-
-    async def _more(self) -> bool:
-        """Waits for the log or for the client's leaving; False when it is time for a heartbeat.
-
-        Which is a time since the last write: what goes on in other topics does not put it off.
-        """
+    def _deadline(self, caller: Caller) -> Deadline:
         now = asyncio.get_running_loop().time()
-        expires = now + self._caller.expires_at - time.time()
-        try:
-            async with asyncio.timeout_at(min(self._heartbeat_due, expires)):
-                await self._woken.wait()
-        except TimeoutError:
-            return False
-        return True
+        expires = now + caller.expires_at - time.time()
+        aged = now + self._settings.max_age * random.uniform(YOUNGEST, 1)  # noqa: S311 - no secret
+        if expires <= aged:
+            return Deadline(expires, ClosingReason.TOKEN_EXPIRED)
+        return Deadline(aged, ClosingReason.MAX_AGE)
 
 
-class EventStreamResponse(EventSourceResponse):
-    """sse-starlette's response with a delivery loop of our own.
+_NAMES = ("last_event_id", "replay", "presence", "participants", "view")
 
-    The stock one runs four tasks for each client, and at shutdown cuts streams in the middle.
+
+def _beginning(
+    connection: Connection, caller: Caller, form: EventStreamForm | LinesForm, start: Start
+) -> Iterator[bytes]:
+    """What a client needs before the first live event, its cursor armed at the very end.
+
+    Replayed events have no ids: resuming from one of them would skip what lies between.
     """
+    gap, seq, replay = start
+    del start  # what has been replayed is not held
+    position = str(Position(connection.log.epoch, seq))
+    head = str(connection.log.head)
+    yield form.opening + form.event(GatewayOpened(connection.presence, caller.identity, head))
+    if connection.condition is not None:
+        yield form.event(connection.condition)
+    if gap is not None:
+        yield form.event(gap, None if replay else position)
+    replay.reverse()
+    while replay:
+        yield form.replayed(replay.pop())
+    yield form.cursor(position)
 
-    def __init__(
-        self,
-        subscriber: Subscriber,
-        resources: AsyncExitStack,
-        *,
-        write_timeout: float,
-        abort: Callable[[], None],
-    ) -> None:
-        """`resources` are given back when the stream is over; `abort` drops a client that does not
-        take a block within `write_timeout` seconds."""
-        self._blocks = subscriber.blocks()
-        super().__init__(self._blocks, headers=HEADERS)
-        self._subscriber = subscriber
-        self._resources = resources
-        self._write_timeout = write_timeout
-        self._abort = abort
+
+class EventStreams:
+    """Around all that answers requests: the bodies of event streams go on here for hours, when everything
+    else has returned. What that keeps, and the request's headers, would be most of what an idle one costs."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._resources, aclosing(self._blocks) as blocks:
-            listening = asyncio.create_task(self._listen(receive))
-            try:
-                start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
-                await self._write(send, start)
-                async for block in blocks:
-                    await self._write(send, _body(block, more=True))
-                    del block  # the last one would be held until the next
-                await self._write(send, _body(b"", more=False))
-            finally:
-                listening.cancel()
-                await asyncio.wait({listening})
+        await self._app(scope, receive, send)
+        if scope["type"] == "http" and (body := scope["state"].pop(_BODY, None)) is not None:
+            scope["headers"].clear()
+            await body.written(send)
 
-    async def _write(self, send: Send, message: Message) -> None:
-        """A client that stands still costs its socket and nothing else: its place, its connection to
-        LiveKit and its token's end do not wait for it."""
+
+class _Body:
+    """A body that is being written."""
+
+    __slots__ = ("_follower", "_resources")
+
+    def __init__(self, follower: Follower, resources: AsyncExitStack) -> None:
+        self._follower = follower
+        self._resources = resources
+
+    async def written(self, send: Send) -> None:
         try:
-            async with asyncio.timeout(self._write_timeout):
-                await send(message)
-        except TimeoutError:
-            logger.info("A reader of events was dropped: it took nothing for too long.")
-            self._abort()
-            self._subscriber.leave()
-        except RuntimeError:
-            # uvloop's word for a socket that is closed already; uvicorn misses the end of a client
-            # that has sent another request behind this one.
-            self._subscriber.leave()
-
-    async def _listen(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self._subscriber.leave()
+            await self._follower.over
+        finally:
+            self._follower.lost()
+            await self._resources.aclose()
+        with suppress(RuntimeError):  # uvloop's word for a socket that is closed already
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _body(block: bytes, *, more: bool) -> Message:
-    return {"type": "http.response.body", "body": block, "more_body": more}
+class _EventStream(Response):
+    def __init__(
+        self,
+        form: EventStreamForm | LinesForm,
+        follow: Callable[[Outlet], Follower],
+        resources: AsyncExitStack,
+    ) -> None:
+        """`resources` are given back when the body is over."""
+        self._follow = follow
+        self._resources = resources
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.media_type = form.media_type
+        self.init_headers(HEADERS)
+        del self.headers["content-length"]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._resources:
+            outlet = scope["state"]["open_outlet"]()
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            scope["state"][_BODY] = _Body(self._follow(outlet), self._resources.pop_all())
 
 
-def _closing(reason: ClosingReason) -> bytes:
-    return sse.encode(closing(reason))
+class _Head(Response):
+    """What a GET would answer, which joins nothing."""
+
+    def __init__(self, form: EventStreamForm | LinesForm) -> None:
+        super().__init__(b"", headers=HEADERS, media_type=form.media_type)
+        del self.headers["content-length"]
 
 
-def _replay(query: Query) -> Replay:
-    given = query.one("replay")
+def _one_of(kind: type[Choice], query: Query, name: str, default: Choice) -> Choice:
+    given = query.one(name)
     try:
-        return Replay.OPEN if given is None else Replay(given)
+        return default if given is None else kind(given)
     except ValueError:
-        raise InvalidParameter("'replay' must be none, open or all.") from None
+        raise InvalidParameter(f"{name!r} must be one of {', '.join(kind)}.") from None
 
 
 def _last_event_id(request: Request, query: Query) -> Position | None:
@@ -313,7 +274,7 @@ def _flag(query: Query, name: str) -> bool:
     return value == "1"
 
 
-def _start(log: EventLog, topics: Collection[str], replay: Replay, last: Position | None) -> Start:
+def _start(log: EventLog, topics: frozenset[str], replay: Replay, last: Position | None) -> Start:
     if last is not None:
         return log.resume(last, topics, whole=replay is Replay.ALL)
     match replay:
@@ -325,16 +286,11 @@ def _start(log: EventLog, topics: Collection[str], replay: Replay, last: Positio
             return log.replay_all(topics)
 
 
-async def _nothing() -> AsyncGenerator[bytes]:
-    return
-    yield
-
-
 def _come_back_later(error: Unavailable | PresenceRequired) -> Response:
     """A finished event stream: a browser comes back by itself, after the time that it is told."""
     reason = _LATER.get(type(error), ClosingReason.DISCONNECTED)
     seconds = error.retry_after if isinstance(error, Unavailable) else ABSENT_RETRY
-    body = sse.retry(seconds) + _closing(reason)
+    body = sse.retry(seconds) + sse.encode(closing(reason))
     return Response(body, headers=HEADERS, media_type="text/event-stream")
 
 

@@ -1,7 +1,7 @@
 """Reading a request: path, query, credential. What is not understood is refused, never ignored."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from enum import StrEnum
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -10,7 +10,13 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import IDENTITY_BYTES, Caller, TokenVerifier
-from gateway.errors import InvalidParameter, TokenInvalid, TokenMissing, TopicReserved
+from gateway.errors import (
+    InvalidParameter,
+    NotAcceptable,
+    TokenInvalid,
+    TokenMissing,
+    TopicReserved,
+)
 from gateway.settings import TOPIC_BYTES
 
 NAME_BYTES = 256
@@ -26,6 +32,8 @@ _RESERVED = "lk."
 ATTRIBUTE_PREFIX = "attr."
 
 _COUNT = re.compile("[0-9]{1,15}")
+
+_WEIGHT = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
 
 class Presence(StrEnum):
@@ -152,6 +160,35 @@ def flag_header(request: Request, name: str) -> bool | None:
     if (value := one_header(request, name, "")) not in ("?0", "?1"):
         raise InvalidParameter(f"The header {name!r} must be ?0 or ?1.")
     return value == "?1"
+
+
+def negotiated(request: Request, offered: Sequence[str]) -> str:
+    """The media type that the client wants most, the first offered where it has no preference (RFC 9110,
+    12.5.1). Raises NotAcceptable."""
+    accepted = ",".join(request.headers.getlist("accept"))
+    if not accepted.strip():
+        return offered[0]
+    ranges = [_media_range(given) for given in accepted.split(",")]
+    best = max(offered, key=lambda media_type: _quality(media_type, ranges))
+    if not _quality(best, ranges):
+        raise NotAcceptable(
+            f"The answer is {' or '.join(dict.fromkeys(offered))}; 'Accept' allows neither."
+        )
+    return best
+
+
+def _media_range(given: str) -> tuple[str, float]:
+    media_range, *parameters = (part.strip().lower() for part in given.split(";"))
+    weight = next((each[2:] for each in parameters if each.startswith("q=")), "1")
+    return media_range, float(weight) if _WEIGHT.fullmatch(weight) else 0.0
+
+
+def _quality(media_type: str, ranges: list[tuple[str, float]]) -> float:
+    """By the range that says most of it."""
+    for wanted in (media_type, f"{media_type.partition('/')[0]}/*", "*/*"):
+        if weights := [weight for media_range, weight in ranges if media_range == wanted]:
+            return max(weights)
+    return 0.0
 
 
 def presence_of(value: str | None) -> Presence:

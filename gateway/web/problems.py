@@ -24,6 +24,7 @@ STATUSES: Mapping[type[GatewayError], HTTPStatus] = {
     errors.HeaderTooLarge: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     errors.UnsupportedMediaType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     errors.UnsupportedEncoding: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+    errors.NotAcceptable: HTTPStatus.NOT_ACCEPTABLE,
     errors.ExpectationFailed: HTTPStatus.EXPECTATION_FAILED,
     errors.BodyIdle: HTTPStatus.REQUEST_TIMEOUT,
     errors.OffsetMismatch: HTTPStatus.CONFLICT,

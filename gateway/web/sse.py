@@ -1,6 +1,7 @@
 """Events to bytes: the Server-Sent Events of the HTML standard, 9.2."""
 
 import json
+from typing import Any
 
 from sse_starlette import ServerSentEvent
 
@@ -25,8 +26,12 @@ def encode(event: Event, position: str | None = None) -> bytes:
     Written out here, where sse-starlette would split and check every field once more: neither
     names, positions nor JSON, which escapes CR and LF, contain a line end.
     """
-    block = f"event: {event.type}\ndata: {_json(members(event))}\n\n"
-    return (block if position is None else f"id: {position}\n{block}").encode()
+    return block(event.type, members(event), position)
+
+
+def block(name: str, data: dict[str, Any], position: str | None = None) -> bytes:
+    written = f"event: {name}\ndata: {_json(data)}\n\n"
+    return (written if position is None else f"id: {position}\n{written}").encode()
 
 
 def without_id(frame: bytes) -> bytes:

@@ -1,18 +1,20 @@
 """GET /rooms/{room}/topics/{topic}/events, as a client on the wire sees it."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 from livekit import api
 
-from gateway.rooms.base import Listener, TextOptions
+from gateway.rooms.base import Listener
 from gateway.rooms.memory import MemoryRooms
 from gateway.settings import Settings
 from tests.conftest import Serve
 from tests.gated_rooms import GatedRooms
 from tests.polling import poll_until
-from tests.running_gateway import EventStream, RunningGateway, running
+from tests.running_gateway import DEADLINE, EventStream, RunningGateway, running
 
 
 async def _texts(events: EventStream, count: int) -> list[str]:
@@ -509,17 +511,13 @@ async def test_a_position_can_be_followed_on_a_topic_that_nobody_read_before(
 
 async def test_a_reader_that_stands_still_is_dropped(serve_memory: Serve, room: str) -> None:
     """It costs its socket, and neither its place nor its connection to LiveKit."""
-    async with serve_memory(write_timeout=0.3, linger=0) as gateway:
-        path = f"/rooms/{room}/topics/lk.chat/events?access_token={gateway.token('bob', room)}"
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-        await reader.readuntil(b"gateway.opened")
-        writer.transport.pause_reading()  # type: ignore[attr-defined]
-        async with asyncio.timeout(20):
-            while "bob" in _present(gateway, room):
-                await gateway.post(room, "carol", "x" * 1_000_000)
-        writer.transport.abort()
+    async with (
+        serve_memory(write_timeout=0.3, linger=0) as gateway,
+        _standing_still(gateway, room),
+        asyncio.timeout(20),
+    ):
+        while "bob" in _present(gateway, room):
+            await gateway.post(room, "carol", "x" * 1_000_000)
 
 
 def _present(gateway: RunningGateway, room: str) -> set[str]:
@@ -530,20 +528,40 @@ def _present(gateway: RunningGateway, room: str) -> set[str]:
 async def test_a_reader_that_falls_behind_the_log_is_told_so(
     serve_memory: Serve, room: str
 ) -> None:
-    async with serve_memory(log_events=3) as gateway, gateway.events(room, "bob") as bob:
-        await bob.until("gateway.opened")
-        (connection,) = (slot.connection for slot in gateway.hub._slots.values())
-        # Six events at once, between two reads of the one subscriber.
-        options = TextOptions("lk.chat")
-        await asyncio.gather(*(connection.send_text("bob", each, options) for each in ("1", "2")))
-        closing = await bob.next()
-        last = bob.last_event_id
-        await bob.ends()
+    async with serve_memory(log_events=6) as gateway:
+        async with _standing_still(gateway, room) as (reader, transport):
+            # More than the sockets hold, and than the log keeps.
+            for _ in range(12):
+                await gateway.post(room, "carol", "x" * 1_000_000)
+            transport.resume_reading()
+            async with asyncio.timeout(DEADLINE):
+                rest = await reader.read()
+        last = rest.rpartition(b"\nid: ")[2].partition(b"\n")[0].decode()
         async with gateway.events(room, "bob", last_event_id=last) as back:
             gap = await back.until("gateway.gap")
 
-    assert closing.data == {"type": "gateway.closing", "reason": "slow", "reconnect": True}
-    assert gap.data["reason"] == "evicted"
+    closing = b'{"type":"gateway.closing","reason":"slow","reconnect":true}\n\n'
+    assert rest.endswith(b"\ndata: " + closing + b"\r\n0\r\n\r\n")
+    assert (gap.data["reason"], gap.data["from"]) == ("evicted", last)
+
+
+@asynccontextmanager
+async def _standing_still(
+    gateway: RunningGateway, room: str
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.Transport]]:
+    """A reader of events that has read the first one, and takes nothing more until it is let."""
+    path = f"/rooms/{room}/topics/lk.chat/events?access_token={gateway.token('bob', room)}"
+    host, port = gateway.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port), limit=1024)
+    head = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    writer.write(head.encode())
+    await reader.readuntil(b"gateway.opened")
+    transport: asyncio.Transport = writer.transport  # type: ignore[assignment]
+    transport.pause_reading()
+    try:
+        yield reader, transport
+    finally:
+        transport.abort()
 
 
 async def test_an_expired_token_ends_the_stream(serve: Serve, room: str) -> None:

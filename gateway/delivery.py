@@ -1,0 +1,408 @@
+"""From the event logs to those who follow them: one pump for all event streams of the process.
+
+A follower is a cursor on a log, not a queue. Those that stand at the same place are written the same
+bytes, made once; one that does not take them falls behind, alone, and reads on from the log. Nothing here
+waits: there is no task for each follower and none for each event.
+"""
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator
+from itertools import count
+from typing import NamedTuple, Protocol
+
+from gateway.event_log import Entry, EventLog, Evicted, Position
+from gateway.events import ClosingReason, Event, closing
+
+logger = logging.getLogger(__name__)
+
+TURN_WRITES = 200
+"""Writes between two looks at what else there is to do: some two milliseconds."""
+
+TURN_CHANNELS = 50
+"""Likewise, where each has few followers."""
+
+FIRST_HEARTBEAT = 0.5
+"""The first comes within a random part of the interval from here on: those that came at once, as after a
+deploy, would else be due at once for ever."""
+
+_DONE = object()
+
+STALL_LOOKS = 4
+"""How often it is looked, within the time that a client may take nothing, whether it has taken something."""
+
+
+class Outlet(Protocol):
+    """The body of one answer, which tells its follower when it is `blocked`, `writable`, and `lost`."""
+
+    is_blocked: bool
+    """Whether more has been written than the client takes now."""
+    write: Callable[[bytes], None]
+    """Takes what `frame` made. Never waits; raises RuntimeError where the client has gone."""
+    frame: Callable[[bytes], bytes]
+    """The same function for all that are framed alike."""
+
+    def follow(self, listener: "Follower") -> None:
+        """Whom it tells."""
+
+    def unsent(self) -> int:
+        """Bytes that the client has not taken yet."""
+
+    def abort(self) -> None:
+        """Drops the client: closing would wait for it to read."""
+
+
+class Form(Protocol):
+    """How events are written."""
+
+    def entries(self, entries: Iterable[Entry]) -> bytes:
+        """With their ids; empty where this form shows none of them."""
+
+    def event(self, event: Event, position: str | None = None) -> bytes:
+        """One that is for this follower alone."""
+
+    def heartbeat(self, position: str) -> bytes:
+        """Says nothing, and moves the client's position."""
+
+
+class Deadline(NamedTuple):
+    at: float
+    """Time of the loop."""
+    reason: ClosingReason
+
+
+class Pump:
+    def __init__(self, *, heartbeat: float, write_timeout: float) -> None:
+        """`heartbeat`: seconds without a write after which a follower is sent one. `write_timeout`: seconds
+        after which a client that takes nothing is dropped."""
+        self.write_timeout = write_timeout
+        self._heartbeat = heartbeat
+        self._channels: dict[tuple[EventLog, frozenset[str], Form, object], Channel] = {}
+        self._hurried: dict[Channel, None] = {}
+        self._turns: Iterator[None] | None = None
+        self._due: list[tuple[float, int, Follower]] = []
+        self._numbers = count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def follow(
+        self,
+        log: EventLog,
+        topics: frozenset[str],
+        form: Form,
+        outlet: Outlet,
+        beginning: Iterator[bytes],
+        seq: int,
+        deadline: Deadline,
+    ) -> "Follower":
+        """Writes `beginning`, and then what comes after `seq` on the topics, until the log ends, the
+        follower leaves, or its deadline comes."""
+        key = (log, topics, form, outlet.frame)
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = Channel(
+                log, topics, form, outlet.frame, self._hurry, lambda: self._channels.pop(key)
+            )
+        follower = Follower(channel, outlet, beginning, seq, deadline, self.write_timeout)
+        outlet.follow(follower)
+        channel.add(follower)
+        wait = self._heartbeat * random.uniform(FIRST_HEARTBEAT, 1)  # noqa: S311 - no secret
+        self._tend_at(min(asyncio.get_running_loop().time() + wait, deadline.at), follower)
+        return follower
+
+    def _hurry(self, channel: "Channel") -> None:
+        self._hurried[channel] = None
+        if self._turns is None:
+            self._turns = self._work()
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        # An error of whoever is called goes to the loop, which logs it, and does not hold up what comes next.
+        turns, self._turns = self._turns, None
+        if turns is not None and next(turns, _DONE) is not _DONE:
+            self._turns = turns
+            asyncio.get_running_loop().call_soon(self._turn)
+
+    def _work(self) -> Iterator[None]:
+        """Until nobody has anything to be written; yields when others should have their turn."""
+        while self._hurried:
+            hurried, self._hurried = self._hurried, {}
+            for number, channel in enumerate(hurried, 1):
+                yield from channel.deliver(asyncio.get_running_loop().time())
+                if number % TURN_CHANNELS == 0:
+                    yield
+            yield  # what is written goes out, and what is taken becomes known
+
+    def _tend_at(self, at: float, follower: "Follower") -> None:
+        heapq.heappush(self._due, (at, next(self._numbers), follower))
+        if self._timer is None or at < self._timer.when():
+            self._set_timer()
+
+    def _tend(self) -> None:
+        now = asyncio.get_running_loop().time()
+        self._timer = None
+        while self._due and self._due[0][0] <= now:
+            _, number, follower = self._due[0]
+            at = follower.tend(now, self._heartbeat)
+            if at is None:
+                heapq.heappop(self._due)
+            else:
+                heapq.heapreplace(self._due, (at, number, follower))
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._due:
+            self._timer = asyncio.get_running_loop().call_at(self._due[0][0], self._tend)
+
+
+class Channel:
+    """The followers of the same topics of one log who are written the same bytes."""
+
+    def __init__(
+        self,
+        log: EventLog,
+        topics: frozenset[str],
+        form: Form,
+        frame: Callable[[bytes], bytes],
+        hurry: Callable[["Channel"], None],
+        emptied: Callable[[], object],
+    ) -> None:
+        """`hurry` has `deliver` called soon."""
+        self.log = log
+        self.topics = topics
+        self.form = form
+        self.frame = frame
+        self.wrote_at = 0.0
+        """When those who have all were last written something."""
+        self.delivered = log.head.seq
+        """Up to here those who have all have all."""
+        self._hurry = hurry
+        self._emptied = emptied
+        self._pending: list[Entry] = []
+        self._level: dict[Follower, None] = {}
+        self._behind: dict[Follower, None] = {}
+        self._is_spreading = False
+        log.watch(self._on_entry, topics)
+
+    def add(self, follower: "Follower") -> None:
+        self._behind[follower] = None
+        self.hurry()
+
+    def drop(self, follower: "Follower") -> None:
+        self._level.pop(follower, None)
+        self._behind.pop(follower, None)
+        if not self._level and not self._behind:
+            self.log.unwatch(self._on_entry, self.topics)
+            self._emptied()
+
+    def hurry(self) -> None:
+        self._hurry(self)
+
+    def deliver(self, now: float) -> Iterator[None]:
+        """Writes all that is new to those who have the rest, and the next piece to those who do not."""
+        new, self._pending = self._pending, []
+        before, self.delivered = self.delivered, self.log.head.seq
+        data = self.form.entries(new) if new else b""
+        if data:
+            self.wrote_at = now
+            self._is_spreading = True
+            yield from self._spread(self.frame(data), before)
+            self._is_spreading = False
+        yield from self._step(now)
+        if self.log.ended is not None and not self._pending:
+            final = self.form.event(self.log.ended)
+            for follower in tuple(self._level):
+                follower.finish(final)
+
+    def fall_behind(self, follower: "Follower", seq: int) -> None:
+        """It has what comes before, and including, `seq`, and goes on from there by itself."""
+        if follower in self._level:
+            del self._level[follower]
+            self._behind[follower] = None
+            follower.seq = seq
+
+    def position_of(self, follower: "Follower") -> str | None:
+        """Where it stands, if it has all; None while it is just being written something, or lacks something."""
+        if self._is_spreading or follower not in self._level:
+            return None
+        # What is new and not for them has passed them by.
+        return str(Position(self.log.epoch, self.delivered) if self._pending else self.log.head)
+
+    def _spread(self, data: bytes, before: int) -> Iterator[None]:
+        for number, follower in enumerate(tuple(self._level), 1):
+            if follower not in self._level:
+                pass  # it has left since
+            elif follower.is_blocked:
+                self.fall_behind(follower, before)
+            else:
+                follower.write(data)
+            if number % TURN_WRITES == 0:
+                yield
+
+    def _step(self, now: float) -> Iterator[None]:
+        for number, follower in enumerate(tuple(self._behind), 1):
+            if follower in self._behind and follower.step(now):
+                del self._behind[follower]
+                self._level[follower] = None
+            if number % TURN_WRITES == 0:
+                yield
+
+    def _on_entry(self, entry: Entry | None) -> None:
+        if entry is not None:
+            self._pending.append(entry)
+        self._hurry(self)
+
+
+class Follower:
+    """One client."""
+
+    __slots__ = (
+        "_beginning",
+        "_channel",
+        "_deadline",
+        "_final",
+        "_outlet",
+        "_stall",
+        "_unsent",
+        "_write_timeout",
+        "_wrote_at",
+        "over",
+        "seq",
+    )
+
+    def __init__(
+        self,
+        channel: Channel,
+        outlet: Outlet,
+        beginning: Iterator[bytes],
+        seq: int,
+        deadline: Deadline,
+        write_timeout: float,
+    ) -> None:
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done when nothing more will be written."""
+        self.seq = seq
+        """What it has, while it lacks something."""
+        self._channel = channel
+        self._outlet = outlet
+        self._beginning: Iterator[bytes] | None = beginning
+        self._deadline = deadline
+        self._final: bytes | None = None
+        self._wrote_at = 0.0
+        self._write_timeout = write_timeout
+        self._stall: asyncio.TimerHandle | None = None
+        self._unsent = 0
+
+    @property
+    def is_blocked(self) -> bool:
+        return self._outlet.is_blocked
+
+    def write(self, data: bytes) -> None:
+        """Data that is framed."""
+        try:
+            self._outlet.write(data)
+        except RuntimeError:
+            # uvloop's word for a socket that is closed already; uvicorn misses the end of a client
+            # that has sent another request behind this one.
+            self.lost()
+
+    def leave(self, reason: ClosingReason) -> None:
+        """Its client is told why as soon as it takes anything, and that is the end."""
+        self.finish(self._channel.form.event(closing(reason)))
+
+    def finish(self, final: bytes) -> None:
+        if self._final is None and not self.over.done():
+            self._final = final
+            self._channel.fall_behind(self, self._channel.delivered)
+            self._channel.hurry()
+
+    def blocked(self) -> None:
+        if self._stall is None:
+            self._look_later(STALL_LOOKS)
+
+    def writable(self) -> None:
+        self._forget_stall()
+        self._channel.hurry()
+
+    def lost(self) -> None:
+        """The client is gone."""
+        if not self.over.done():
+            self._forget_stall()
+            self._beginning = None
+            self._channel.drop(self)
+            self.over.set_result(None)
+
+    def step(self, now: float) -> bool:
+        """Writes the next piece of what it lacks; whether it has all then."""
+        if self.is_blocked:
+            return False
+        if self._final is not None:
+            self.write(self._channel.frame(self._final))
+            self.lost()
+            return False
+        try:
+            piece = self._next_piece()
+        except Evicted:
+            # Coming back with its last id, the client is told the gap.
+            self.leave(ClosingReason.SLOW)
+            return False
+        if piece:
+            self._wrote_at = now
+            self.write(self._channel.frame(piece))
+        if self.over.done():
+            return False
+        if self._beginning is None and self.seq == self._channel.delivered:
+            return True
+        self._channel.hurry()
+        return False
+
+    def _next_piece(self) -> bytes:
+        if self._beginning is not None:
+            if (piece := next(self._beginning, None)) is not None:
+                return piece
+            self._beginning = None
+        read = self._channel.log.read(self.seq, self._channel.topics)
+        self.seq = read.seq
+        return self._channel.form.entries(read.entries)
+
+    def tend(self, now: float, heartbeat: float) -> float | None:
+        """Does what is due; when to call next, None for never."""
+        if self.over.done() or self._final is not None:
+            return None
+        if now >= self._deadline.at:
+            self.leave(self._deadline.reason)
+            return None
+        due = max(self._wrote_at, self._channel.wrote_at) + heartbeat
+        if now >= due:
+            due = now + heartbeat
+            position = self._channel.position_of(self)
+            if position is not None and not self.is_blocked:
+                self._wrote_at = now
+                self.write(self._channel.frame(self._channel.form.heartbeat(position)))
+        return min(due, self._deadline.at)
+
+    def _look_later(self, looks: int) -> None:
+        self._unsent = self._outlet.unsent()
+        self._stall = asyncio.get_running_loop().call_later(
+            self._write_timeout / STALL_LOOKS, self._look, looks - 1
+        )
+
+    def _look(self, looks: int) -> None:
+        """A client that stands still costs its socket and nothing else; a slow one goes on."""
+        if self._outlet.unsent() < self._unsent:
+            self._look_later(STALL_LOOKS)
+        elif looks:
+            self._look_later(looks)
+        else:
+            logger.info("A reader of events was dropped: it took nothing for too long.")
+            self._outlet.abort()
+            self.lost()
+
+    def _forget_stall(self) -> None:
+        if self._stall is not None:
+            self._stall.cancel()
+            self._stall = None
