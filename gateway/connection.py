@@ -9,8 +9,7 @@ import asyncio
 import time
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from gateway.errors import (
@@ -180,16 +179,14 @@ class Connection(Way):
         self._ignore(topic)
         self.log.unregister_topic(topic)
 
-    @contextmanager
-    def following(self, topics: Collection[str]) -> Iterator[None]:
-        """They are received, and not dropped while the context lasts. Raises as `register_topic`."""
+    def follow(self, topics: Collection[str]) -> None:
+        """They are received, and not dropped until `unfollow`. Raises as `register_topic`."""
         for topic in topics:
             self.register_topic(topic)
         self._followers.update(topics)
-        try:
-            yield
-        finally:
-            self._followers -= Counter(topics)
+
+    def unfollow(self, topics: Collection[str]) -> None:
+        self._followers -= Counter(topics)
 
     async def send_text(self, sender: str, text: str, options: TextOptions) -> Sent:
         """Sends a whole text as one stream.

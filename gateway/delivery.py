@@ -21,6 +21,10 @@ logger = logging.getLogger(__name__)
 TURN_WRITES = 200
 """Writes between two looks at what else there is to do: some two milliseconds."""
 
+TEND_TOGETHER = 1 / 30
+"""Part of the heartbeat's interval by which what is due may be late, so that it is done together: one at a time,
+each would wake the process."""
+
 TURN_CHANNELS = 50
 """Likewise, where each has few followers."""
 
@@ -156,7 +160,9 @@ class Pump:
             self._timer.cancel()
             self._timer = None
         if self._due:
-            self._timer = asyncio.get_running_loop().call_at(self._due[0][0], self._tend)
+            loop = asyncio.get_running_loop()
+            at = max(self._due[0][0], loop.time() + self._heartbeat * TEND_TOGETHER)
+            self._timer = loop.call_at(at, self._tend)
 
 
 class Channel:
@@ -186,6 +192,8 @@ class Channel:
         self._level: dict[Follower, None] = {}
         self._behind: dict[Follower, None] = {}
         self._is_spreading = False
+        self._beat = b""
+        self._beat_seq = -1
         log.watch(self._on_entry, topics)
 
     def add(self, follower: "Follower") -> None:
@@ -225,12 +233,18 @@ class Channel:
             self._behind[follower] = None
             follower.seq = seq
 
-    def position_of(self, follower: "Follower") -> str | None:
-        """Where it stands, if it has all; None while it is just being written something, or lacks something."""
+    def heartbeat_of(self, follower: "Follower") -> bytes | None:
+        """Framed, and with where it stands if it has all; None while it is just being written something, or
+        lacks something."""
         if self._is_spreading or follower not in self._level:
             return None
         # What is new and not for them has passed them by.
-        return str(Position(self.log.epoch, self.delivered) if self._pending else self.log.head)
+        seq = self.delivered if self._pending else self.log.head.seq
+        if seq != self._beat_seq:
+            self._beat_seq = seq
+            position = str(Position(self.log.epoch, seq))
+            self._beat = self.frame(self.form.heartbeat(position))
+        return self._beat
 
     def _spread(self, data: bytes, before: int) -> Iterator[None]:
         for number, follower in enumerate(tuple(self._level), 1):
@@ -379,10 +393,10 @@ class Follower:
         due = max(self._wrote_at, self._channel.wrote_at) + heartbeat
         if now >= due:
             due = now + heartbeat
-            position = self._channel.position_of(self)
-            if position is not None and not self.is_blocked:
+            beat = self._channel.heartbeat_of(self)
+            if beat is not None and not self.is_blocked:
                 self._wrote_at = now
-                self.write(self._channel.frame(self._channel.form.heartbeat(position)))
+                self.write(beat)
         return min(due, self._deadline.at)
 
     def _look_later(self, looks: int) -> None:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from gateway.auth import Caller
@@ -68,6 +69,28 @@ class _Slot(Generic[C]):
     leaving: "asyncio.Task[None] | None" = None
 
 
+class Hold(Generic[C]):
+    """A connection in use, as a context or until it is released. An event stream has one for hours: it is
+    small."""
+
+    __slots__ = ("_release", "connection")
+
+    def __init__(self, connection: C, release: Callable[[], None]) -> None:
+        self.connection = connection
+        self._release: Callable[[], None] | None = release
+
+    def __enter__(self) -> C:
+        return self.connection
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def release(self) -> None:
+        if self._release is not None:
+            release, self._release = self._release, None
+            release()
+
+
 @dataclass(slots=True)
 class _Registered:
     """What administrators registered for a room, and the observer that it keeps."""
@@ -107,7 +130,12 @@ class Hub:
 
     @asynccontextmanager
     async def session(self, caller: Caller) -> AsyncIterator[ParticipantSession]:
-        """The caller's place in the room, joined if need be, and held while the context is.
+        """As `hold_session`, for as long as the context lasts."""
+        with await self.hold_session(caller) as session:
+            yield session
+
+    async def hold_session(self, caller: Caller) -> "Hold[ParticipantSession]":
+        """The caller's place in the room, joined if need be.
 
         Raises Draining, TooManyConnections, TooManyRooms, TooManyJoins, TooManyTopics, JoinFailed,
         LiveKitUnavailable.
@@ -118,9 +146,10 @@ class Hub:
         try:
             slot.connection.renew(caller)
             await slot.connection.settled()
-            yield slot.connection
-        finally:
+        except BaseException:
             self._release(slot)
+            raise
+        return Hold(slot.connection, partial(self._release, slot))
 
     @asynccontextmanager
     async def observer(self, room: str) -> AsyncIterator[Observer]:
@@ -134,11 +163,8 @@ class Hub:
         finally:
             self._release(slot)
 
-    @asynccontextmanager
-    async def reading_unseen(
-        self, caller: Caller
-    ) -> "AsyncIterator[tuple[Observer, asyncio.Future[None]]]":
-        """The room's observer, and what is done when this caller may not read there any more: by having
+    async def hold_unseen(self, caller: Caller, on_absent: Callable[[], None]) -> "Hold[Observer]":
+        """The room's observer. `on_absent` is called when this caller may not read there any more: by having
         been in the room, and having left it.
 
         Raises PresenceRequired, and as `observer` does.
@@ -146,21 +172,24 @@ class Hub:
         by_presence = not (caller.hidden or caller.room_admin)
         if by_presence:
             await self._require_present(caller)
-        async with self.observer(caller.room) as observer:
-            await observer.look()
-            absent = asyncio.get_running_loop().create_future()
-            if not by_presence:
-                yield observer, absent
-                return
-            watching = asyncio.create_task(self._watch_presence(caller, observer, absent))
-            try:
-                yield observer, absent
-            finally:
-                watching.cancel()
-                await asyncio.wait({watching})
+        slot = await self._acquire(Key(caller.room, None), lambda: self._new_observer(caller.room))
+        try:
+            await slot.connection.look()
+        except BaseException:
+            self._release(slot)
+            raise
+        if not by_presence:
+            return Hold(slot.connection, partial(self._release, slot))
+        watching = asyncio.create_task(self._watch_presence(caller, slot.connection, on_absent))
+
+        def release() -> None:
+            watching.cancel()
+            self._release(slot)
+
+        return Hold(slot.connection, release)
 
     async def _watch_presence(
-        self, caller: Caller, observer: Observer, absent: "asyncio.Future[None]"
+        self, caller: Caller, observer: Observer, on_absent: Callable[[], None]
     ) -> None:
         """Looks now, whenever the observer is told of a leaving, and now and then: who came and went at
         once is never told of."""
@@ -172,7 +201,7 @@ class Hub:
                 try:
                     await self._require_present(caller)
                 except PresenceRequired:
-                    absent.set_result(None)
+                    on_absent()
                     return
                 except LiveKitUnavailable:
                     pass  # not known; the next look tells

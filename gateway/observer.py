@@ -118,10 +118,13 @@ class Observer(Connection):
     def carrying(self, topic: str) -> Iterator[None]:
         """Receives the topic for one whom it carries, and no longer than that unless others want it."""
         borrowed = topic in self._borrowed or not self.log.is_registered(topic)
-        with self.following((topic,)):
+        self.follow((topic,))
+        try:
             if borrowed:
                 self._borrowed.add(topic)
             yield
+        finally:
+            self.unfollow((topic,))
         if topic in self._borrowed and topic not in self._followers:
             self._borrowed.discard(topic)
             self.drop_topic(topic)

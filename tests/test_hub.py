@@ -471,13 +471,17 @@ async def test_who_leaves_while_the_observer_is_away_does_not_read_on() -> None:
     await Visitor(rooms).join("carol")
     asked: asyncio.Queue[str] = asyncio.Queue()
     rooms.on_asked = asked.put_nowait
-    async with asyncio.timeout(DEADLINE), hub.reading_unseen(_caller()) as (observer, absent):
+    absent = asyncio.Event()
+    async with asyncio.timeout(DEADLINE):
+        hold = await hub.hold_unseen(_caller(), absent.set)
+        observer = hold.connection
         for _ in range(2):  # when reading begins, and when watching does
             await asked.get()
         assert isinstance(observer.room, MemoryRoom)
         observer.room.lose(LostReason.DISCONNECTED)
         await visitor.leave()
-        await absent
+        await absent.wait()
+        hold.release()
     await hub.drain()
 
 

@@ -6,10 +6,10 @@ Here a request becomes a follower of the log; `delivery.py` does the writing.
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -31,7 +31,7 @@ from gateway.errors import (
 )
 from gateway.event_log import EventLog, Position, Start, parse_position
 from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
-from gateway.hub import Hub
+from gateway.hub import Hold, Hub
 from gateway.settings import Settings
 from gateway.web import sse
 from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, View, pieces
@@ -58,8 +58,11 @@ YOUNGEST = 0.8
 """An event stream lasts for a random time from this part of its maximum age on: those that came at once
 do not come back at once."""
 
-_BODY = "event_stream"
-"""The name in a request's state of what is to be written when all that answered it has returned."""
+_SEAT = "event_stream"
+"""The name in a request's state of what goes on when all that answered it has returned."""
+
+_KEPT = ("type", "method", "raw_path", "http_version")
+"""What of a request is still asked for when its event stream is over."""
 
 
 Choice = TypeVar("Choice", bound=StrEnum)
@@ -77,7 +80,7 @@ class EventStreamEndpoint:
         self._verifier = verifier
         self._settings = settings
         self._pump = Pump(heartbeat=settings.heartbeat, write_timeout=settings.write_timeout)
-        self._open = 0
+        self.open = 0
 
     async def of_topic(self, request: Request) -> Response:
         """/rooms/{room}/topics/{topic}/events"""
@@ -104,8 +107,12 @@ class EventStreamEndpoint:
         form = FORMS[media_type, view]
         if request.method == "HEAD":
             return _Head(form)
-        async with AsyncExitStack() as stack:
+        seat = _Seat(self)
+        is_taken = False
+        try:
             try:
+                if self.open > self._settings.max_event_streams:
+                    raise TooManyEventStreams("The gateway has as many event streams as it takes.")
                 if (
                     last is not None
                     and presence is Presence.JOIN
@@ -113,10 +120,7 @@ class EventStreamEndpoint:
                 ):
                     # A browser comes back to whatever ends; 204 is the one answer that makes it stop.
                     return Response(status_code=204, headers=HEADERS)
-                connection, absent = await stack.enter_async_context(
-                    self._entered(caller, presence)
-                )
-                stack.enter_context(connection.following(topics))
+                connection = await seat.take(self._hub, caller, presence, tuple(topics))
             except (Unavailable, PresenceRequired) as error:
                 if last is None or media_type != EVENT_STREAM:
                     raise
@@ -127,32 +131,15 @@ class EventStreamEndpoint:
             deadline = self._deadline(caller)
 
             def follow(outlet: Outlet) -> Follower:
-                follower = self._pump.follow(
+                return self._pump.follow(
                     connection.log, shown, form, outlet, beginning, start.seq, deadline
                 )
-                if absent is not None:
-                    absent.add_done_callback(lambda _: follower.leave(ClosingReason.ABSENT))
-                return follower
 
-            return _EventStream(form, follow, stack.pop_all())
-
-    @asynccontextmanager
-    async def _entered(
-        self, caller: Caller, presence: Presence
-    ) -> "AsyncIterator[tuple[Connection, asyncio.Future[None] | None]]":
-        """What is read, and what is done when this caller may not read there any more."""
-        if self._open >= self._settings.max_event_streams:
-            raise TooManyEventStreams("The gateway has as many event streams as it takes.")
-        self._open += 1
-        try:
-            if presence is Presence.JOIN:
-                async with self._hub.session(caller) as session:
-                    yield session, None
-            else:
-                async with self._hub.reading_unseen(caller) as (observer, absent):
-                    yield observer, absent
+            is_taken = True
+            return _EventStream(form, follow, seat)
         finally:
-            self._open -= 1
+            if not is_taken:
+                seat.leave()
 
     def _deadline(self, caller: Caller) -> Deadline:
         now = asyncio.get_running_loop().time()
@@ -190,59 +177,100 @@ def _beginning(
 
 class EventStreams:
     """Around all that answers requests: the bodies of event streams go on here for hours, when everything
-    else has returned. What that keeps, and the request's headers, would be most of what an idle one costs."""
+    else has returned. What that holds, and the request, would be most of what an idle one costs."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
-        if scope["type"] == "http" and (body := scope["state"].pop(_BODY, None)) is not None:
-            scope["headers"].clear()
-            await body.written(send)
-
-
-class _Body:
-    """A body that is being written."""
-
-    __slots__ = ("_follower", "_resources")
-
-    def __init__(self, follower: Follower, resources: AsyncExitStack) -> None:
-        self._follower = follower
-        self._resources = resources
-
-    async def written(self, send: Send) -> None:
+        if (seat := scope["state"].pop(_SEAT, None)) is None:
+            return
+        kept = {name: scope[name] for name in _KEPT}
+        scope["headers"].clear()
+        scope.clear()
+        scope.update(kept)
         try:
-            await self._follower.over
+            await seat.follower.over
         finally:
-            self._follower.lost()
-            await self._resources.aclose()
+            seat.leave()
         with suppress(RuntimeError):  # uvloop's word for a socket that is closed already
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class _Seat:
+    """What one event stream holds while it lasts."""
+
+    __slots__ = ("_endpoint", "_hold", "_is_absent", "_topics", "follower")
+
+    def __init__(self, endpoint: EventStreamEndpoint) -> None:
+        self.follower: Follower | None = None
+        self._is_absent = False
+        self._endpoint: EventStreamEndpoint | None = endpoint
+        self._hold: Hold[Any] | None = None
+        self._topics: tuple[str, ...] = ()
+        endpoint.open += 1
+
+    async def take(
+        self, hub: Hub, caller: Caller, presence: Presence, topics: tuple[str, ...]
+    ) -> Connection:
+        """What is read, and goes on being received on these topics."""
+        if presence is Presence.JOIN:
+            self._hold = await hub.hold_session(caller)
+        else:
+            self._hold = await hub.hold_unseen(caller, self._absent)
+        connection: Connection = self._hold.connection
+        connection.follow(topics)
+        self._topics = topics
+        return connection
+
+    def leave(self) -> None:
+        if self._endpoint is not None:
+            self._endpoint.open -= 1
+            self._endpoint = None
+        if self.follower is not None:
+            self.follower.lost()
+        if self._hold is not None:
+            self._hold.connection.unfollow(self._topics)
+            self._topics = ()
+            self._hold.release()
+
+    def sit(self, follower: Follower) -> None:
+        self.follower = follower
+        if self._is_absent:
+            self._absent()
+
+    def _absent(self) -> None:
+        """The caller may not read unseen any more."""
+        self._is_absent = True
+        if self.follower is not None:
+            self.follower.leave(ClosingReason.ABSENT)
+
+
 class _EventStream(Response):
+    """The head of an event stream, whose body begins when it is out."""
+
     def __init__(
         self,
         form: EventStreamForm | LinesForm,
         follow: Callable[[Outlet], Follower],
-        resources: AsyncExitStack,
+        seat: _Seat,
     ) -> None:
-        """`resources` are given back when the body is over."""
-        self._follow = follow
-        self._resources = resources
-        self.status_code = 200
-        self.background = None
-        self.body = b""
-        self.media_type = form.media_type
-        self.init_headers(HEADERS)
+        super().__init__(headers=HEADERS, media_type=form.media_type)
         del self.headers["content-length"]
+        self._follow = follow
+        self._seat = seat
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with self._resources:
+        seat = self._seat
+        try:
             outlet = scope["state"]["open_outlet"]()
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            scope["state"][_BODY] = _Body(self._follow(outlet), self._resources.pop_all())
+            seat.sit(self._follow(outlet))
+        except BaseException:
+            seat.leave()
+            raise
+        scope["state"][_SEAT] = seat
 
 
 class _Head(Response):

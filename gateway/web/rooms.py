@@ -65,7 +65,7 @@ class ParticipantsEndpoint:
         if presence is Presence.JOIN:
             async with self._hub.session(caller) as session:
                 return _listed(session)
-        async with self._hub.reading_unseen(caller) as (observer, _):
+        with await self._hub.hold_unseen(caller, _nothing) as observer:
             return _listed(observer)
 
     async def delete(self, request: Request) -> Response:
@@ -78,6 +78,10 @@ class ParticipantsEndpoint:
             )
         await self._hub.leave(caller)
         return Response(status_code=204, headers=NO_STORE)
+
+
+def _nothing() -> None:
+    """Where the answer does not take long enough for it to matter."""
 
 
 def _listed(connection: Connection) -> Response:
