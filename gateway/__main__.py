@@ -49,6 +49,7 @@ def make_hub(rooms: Rooms, settings: Settings) -> Hub:
         linger=settings.linger,
         max_connections=settings.max_connections,
         max_rooms_of_identity=settings.max_rooms_of_identity,
+        drain_spread=settings.drain_timeout / 2,
     )
 
 

@@ -52,6 +52,9 @@ class Key(NamedTuple):
     """None: the observer of the room."""
 
 
+DRAIN_PAUSE = 0.01
+"""Seconds between leaving one room and the next at most, when all are left."""
+
 C = TypeVar("C", bound=Connection)
 
 
@@ -109,8 +112,10 @@ class Hub:
         linger: float,
         max_connections: int,
         max_rooms_of_identity: int,
+        drain_spread: float,
     ) -> None:
-        """`new_log` is given the topics that are received from the beginning."""
+        """`new_log` is given the topics that are received from the beginning. `drain_spread`: seconds over
+        which all are left at most."""
         self.starting = False
         """Set while it is not known yet whether LiveKit takes our API key."""
         self.draining = False
@@ -121,6 +126,7 @@ class Hub:
         self._linger = linger
         self._max_connections = max_connections
         self._max_rooms_of_identity = max_rooms_of_identity
+        self._drain_spread = drain_spread
         # What a key holds is decided by the key, as the two ways to acquire it.
         self._slots: dict[Key, _Slot[Any]] = {}
         self._registered: dict[str, _Registered] = {}
@@ -321,7 +327,12 @@ class Hub:
             wake()
         # Observers last: sessions that they carry end their streams over them.
         sessions = [slot for slot in self._slots.values() if slot.key.identity is not None]
-        if leaving := [self._leave(slot, ClosingReason.DRAIN) for slot in sessions]:
+        leaving = []
+        for slot in sessions:
+            leaving.append(self._leave(slot, ClosingReason.DRAIN))
+            # Their clients come back at once, and join elsewhere.
+            await asyncio.sleep(min(DRAIN_PAUSE, self._drain_spread / len(sessions)))
+        if leaving:
             await asyncio.wait(leaving)
         for slot in tuple(self._slots.values()):
             self._leave(slot, ClosingReason.DRAIN)

@@ -31,6 +31,14 @@ HEAD_BYTES = 64 * 1024
 32, node 16."""
 
 
+HEAD_TIMEOUT = 20.0
+"""Seconds that a client has for a head, from its first byte on or from connecting; a head is one packet or two."""
+
+DEAD_AFTER = 60
+"""Seconds without a sign of life from a peer's kernel after which it is taken for gone, while something is on its
+way to it, as a heartbeat is; without it, that takes a quarter of an hour (tcp(7), TCP_USER_TIMEOUT)."""
+
+
 _logger = logging.getLogger("gateway.http")
 # uvicorn warns of each request that is none; anybody could fill the log with that.
 _logger.setLevel(logging.ERROR)
@@ -196,6 +204,7 @@ class HttpProtocol(HttpToolsProtocol):
     _between_messages = True
     _progress = False
     """Whether the parser has delivered a part of a message from the data at hand."""
+    _head_timer: asyncio.TimerHandle | None = None
     _undelivered = 0
     """Bytes that it has taken since: of a head, or of trailers, that do not end."""
 
@@ -204,6 +213,7 @@ class HttpProtocol(HttpToolsProtocol):
         self.logger = _logger
         self._answers = _Answers(transport)
         self.flow = _FlowControl(transport)
+        self._await_head()
         self.pipeline = _Pipeline()  # type: ignore[assignment]
 
     def on_message_begin(self) -> None:
@@ -219,6 +229,9 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._progress = True
         self._in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         if self.parser.should_upgrade():
             # The parser takes the message to end here, and its body for another protocol's: the text
             # would be lost, and answered as an empty one.
@@ -258,6 +271,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
         if self._outlet is not None:
             self._outlet.lose()
             self._outlet = None
@@ -292,8 +308,13 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             # Behind the end of another message, how much of the data is this head is not known.
             self._undelivered = len(data) if at_beginning and self._in_head else 0
+        if self._in_head and not self._between_messages and self._head_timer is None:
+            self._await_head()
         if self._undelivered > HEAD_BYTES and not self.transport.is_closing():
             self._refuse(431, "head_too_large", f"The headers exceed {HEAD_BYTES} bytes.")
+
+    def _await_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(
@@ -388,4 +409,7 @@ class Server(uvicorn.Server):
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; what is accepted has it too
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER * 1_000)
+    return listening

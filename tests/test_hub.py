@@ -82,6 +82,7 @@ def _hub(
         linger=linger,
         max_connections=max_connections,
         max_rooms_of_identity=max_rooms_of_identity,
+        drain_spread=0.1,
     )
 
 

@@ -164,7 +164,7 @@ def _beginning(
     del start  # what has been replayed is not held
     position = str(Position(connection.log.epoch, seq))
     head = str(connection.log.head)
-    yield form.opening + form.event(GatewayOpened(connection.presence, caller.identity, head))
+    yield form.opening() + form.event(GatewayOpened(connection.presence, caller.identity, head))
     if connection.condition is not None:
         yield form.event(connection.condition)
     if gap is not None:

@@ -25,10 +25,12 @@ class EventStreamForm:
     """Server-Sent Events (HTML standard, 9.2)."""
 
     media_type = f"{EVENT_STREAM}; charset=utf-8"
-    opening = sse.OPENING
 
     def __init__(self, view: View) -> None:
         self._shown = _SHOWN[view]
+
+    def opening(self) -> bytes:
+        return sse.opening()
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
         return b"".join(map(self._shown, entries))
@@ -51,10 +53,12 @@ class LinesForm:
     """The same events as JSON lines, their ids in a member `id`."""
 
     media_type = JSON_LINES
-    opening = b""
 
     def __init__(self, view: View) -> None:
         self._shown = _SHOWN[view]
+
+    def opening(self) -> bytes:
+        return b""
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
         return b"".join(_line(frame) for entry in entries if (frame := self._shown(entry)))

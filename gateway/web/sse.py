@@ -1,6 +1,7 @@
 """Events to bytes: the Server-Sent Events of the HTML standard, 9.2."""
 
 import json
+import random
 from typing import Any
 
 from sse_starlette import ServerSentEvent
@@ -10,11 +11,9 @@ from gateway.events import Event, members
 LINE_END = "\n"
 """The shortest of the three that the standard allows."""
 
-RETRY = 2_000
-"""Milliseconds that a browser waits before it comes back; Chromium's own is 3 s, Firefox's 5."""
-
-OPENING = ServerSentEvent(comment="livekit gateway", retry=RETRY, sep=LINE_END).encode()
-"""Sent with the headers: a proxy that waits for a first byte passes both on at once."""
+RETRY = range(1_000, 3_001)
+"""Milliseconds that a browser waits before it comes back, one of these for each, so that those that a crash
+cut off do not all come at once; Chromium's own is 3 s, Firefox's 5."""
 
 
 _json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -27,6 +26,12 @@ def encode(event: Event, position: str | None = None) -> bytes:
     names, positions nor JSON, which escapes CR and LF, contain a line end.
     """
     return block(event.type, members(event), position)
+
+
+def opening() -> bytes:
+    """Sent with the headers: a proxy that waits for a first byte passes both on at once."""
+    wait = random.choice(RETRY)  # noqa: S311 - no secret
+    return ServerSentEvent(comment="livekit gateway", retry=wait, sep=LINE_END).encode()
 
 
 def block(name: str, data: dict[str, Any], position: str | None = None) -> bytes:
