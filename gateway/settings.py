@@ -158,6 +158,10 @@ class Settings:
     )
     """A phone that lost its network is back within it; until then readers see the text as unfinished."""
     max_event_streams: int = _setting("GATEWAY_MAX_EVENT_STREAMS", _count(1, 1_000_000), 10_000)
+    max_event_streams_of_identity: int = _setting(
+        "GATEWAY_MAX_EVENT_STREAMS_OF_IDENTITY", _count(1, 1_000_000), 1_000
+    )
+    """One that is read by nobody holds 64 KiB and more: one identity is not to have them all."""
     log_events: int = _setting("GATEWAY_LOG_EVENTS", _count(1, 10_000_000), LogBounds().events)
     log_bytes: int = _setting("GATEWAY_LOG_BYTES", _count(1024, 1024**4), LogBounds().bytes)
     log_age: float = _setting("GATEWAY_LOG_AGE", _seconds(1, 7 * 86_400), LogBounds().age)

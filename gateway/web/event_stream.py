@@ -32,6 +32,7 @@ from gateway.errors import (
 from gateway.event_log import EventLog, Position, Start, parse_position
 from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
 from gateway.hub import Hold, Hub
+from gateway.quota import Quota
 from gateway.settings import Settings
 from gateway.web import sse
 from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, View, pieces
@@ -80,7 +81,13 @@ class EventStreamEndpoint:
         self._verifier = verifier
         self._settings = settings
         self._pump = Pump(heartbeat=settings.heartbeat, write_timeout=settings.write_timeout)
-        self.open = 0
+        self._quota = Quota(
+            settings.max_event_streams,
+            settings.max_event_streams_of_identity,
+            TooManyEventStreams,
+            "event streams",
+            "GATEWAY_MAX_EVENT_STREAMS_OF_IDENTITY",
+        )
 
     async def of_topic(self, request: Request) -> Response:
         """/rooms/{room}/topics/{topic}/events"""
@@ -107,12 +114,11 @@ class EventStreamEndpoint:
         form = FORMS[media_type, view]
         if request.method == "HEAD":
             return _Head(form)
-        seat = _Seat(self)
+        seat = _Seat()
         is_taken = False
         try:
             try:
-                if self.open > self._settings.max_event_streams:
-                    raise TooManyEventStreams("The gateway has as many event streams as it takes.")
+                seat.count(self._quota.take(caller.identity))
                 if (
                     last is not None
                     and presence is Presence.JOIN
@@ -201,15 +207,18 @@ class EventStreams:
 class _Seat:
     """What one event stream holds while it lasts."""
 
-    __slots__ = ("_endpoint", "_hold", "_is_absent", "_topics", "follower")
+    __slots__ = ("_give_back", "_hold", "_is_absent", "_topics", "follower")
 
-    def __init__(self, endpoint: EventStreamEndpoint) -> None:
+    def __init__(self) -> None:
         self.follower: Follower | None = None
         self._is_absent = False
-        self._endpoint: EventStreamEndpoint | None = endpoint
+        self._give_back: Callable[[], None] | None = None
         self._hold: Hold[Any] | None = None
         self._topics: tuple[str, ...] = ()
-        endpoint.open += 1
+
+    def count(self, give_back: Callable[[], None]) -> None:
+        """It is one of those that there are, until `give_back` is called."""
+        self._give_back = give_back
 
     async def take(
         self, hub: Hub, caller: Caller, presence: Presence, topics: tuple[str, ...]
@@ -225,9 +234,9 @@ class _Seat:
         return connection
 
     def leave(self) -> None:
-        if self._endpoint is not None:
-            self._endpoint.open -= 1
-            self._endpoint = None
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
         if self.follower is not None:
             self.follower.lost()
         if self._hold is not None:

@@ -484,6 +484,21 @@ async def test_over_the_limit_of_event_streams(serve_memory: Serve, room: str) -
     assert '"reason":"overloaded"' in back.text
 
 
+async def test_one_identity_does_not_take_all_event_streams(serve_memory: Serve, room: str) -> None:
+    async with (
+        serve_memory(max_event_streams_of_identity=1) as gateway,
+        gateway.events(room, "bob"),
+        gateway.events(room, "carol") as carol,
+    ):
+        answer = await gateway.client.get(
+            f"/rooms/{room}/topics/lk.chat/events", headers=gateway.bearer("bob", room)
+        )
+        await carol.until("gateway.opened")
+
+    assert (answer.status_code, answer.json()["code"]) == (503, "too_many_event_streams")
+    assert "'bob' has 1 event streams open" in answer.json()["detail"]
+
+
 async def _eventually_open(gateway: RunningGateway, room: str) -> None:
     """The place of a reader that left is free again."""
     async with asyncio.timeout(5):
