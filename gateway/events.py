@@ -3,8 +3,9 @@
 `stream.*`, `participant.*` and `room.*` events are kept in an event log and numbered; `gateway.*`
 events, the gap aside, speak of one subscriber's connection and are made for it alone. The dotted name is both the SSE event name and
 the member `type` of the JSON, so that a bare `onmessage` fallback, a log file and a typed client
-all read the same thing. No event is ever named `error`, `open` or `message`: browsers dispatch
-those themselves.
+all read the same thing. No event is ever named `error` or `open`: browsers dispatch those
+themselves. `message`, which they take for any event without a name, is what `view=messages` makes
+of a stream's.
 """
 
 from collections.abc import Mapping

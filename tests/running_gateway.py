@@ -131,6 +131,16 @@ class EventStream:
                 except StopAsyncIteration:
                     return
 
+    async def raw(self, count: int) -> str:
+        """So many lines, as they are."""
+        async with asyncio.timeout(DEADLINE):
+            return "".join([await anext(self._lines) for _ in range(count)])
+
+    async def line(self) -> dict[str, Any]:
+        """The next one of JSON lines. Raises StopAsyncIteration at the proper end of the body."""
+        line: dict[str, Any] = json.loads(await self.raw(1))
+        return line
+
     async def _next(self) -> ServerSentEvent:
         while (event := await self._block()) is None:
             pass
@@ -299,17 +309,23 @@ class RunningGateway:
         self,
         room: str,
         identity: str,
-        topic: str = "lk.chat",
+        topic: str | tuple[str, ...] = "lk.chat",
         *,
         last_event_id: str | None = None,
         token: str | None = None,
+        accept: str | None = None,
         **query: Any,
     ) -> AsyncIterator[EventStream]:
-        """An open event stream, past its headers."""
+        """An open event stream, past its headers; of several topics on one connection, where it is a tuple."""
         headers = {"Authorization": f"Bearer {token or self.token(identity, room)}"}
         if last_event_id is not None:
             headers["Last-Event-ID"] = last_event_id
+        if accept is not None:
+            headers["Accept"] = accept
         path = f"/rooms/{room}/topics/{topic}/events"
+        if isinstance(topic, tuple):
+            path = f"/rooms/{room}/events"
+            query["topic"] = topic
         async with (
             self.client.stream("GET", path, params=query, headers=headers) as response,
             aclosing(_lines(response)) as lines,

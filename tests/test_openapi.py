@@ -1,7 +1,6 @@
 """`openapi.yaml` against the code, both ways: what is missing in either fails here."""
 
 import ast
-import asyncio
 import base64
 import dataclasses
 import gzip
@@ -12,6 +11,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Set
+from contextlib import AsyncExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
@@ -36,16 +36,18 @@ from gateway.rooms import base, incoming
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
-from gateway.web import body, options, problems, sse, upload, writing
+from gateway.web import body, forms, options, problems, sse, upload, writing
 from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app, make_routes
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
-from tests.running_gateway import DEADLINE
+from tests.running_gateway import running
 
 ROOT = Path(__file__).parents[1]
 
 DOCUMENT: dict[str, Any] = yaml.safe_load((ROOT / "openapi.yaml").read_text())
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
+
+EVENT_STREAM: dict[str, Any] = DOCUMENT["components"]["responses"]["EventStream"]
 
 SETTINGS = Settings("ws://localhost", "devkey", "secret")
 
@@ -59,6 +61,7 @@ UPLOAD = "/rooms/{room}/uploads/{upload_id}"
 TOPICS = "/rooms/{room}/topics"
 TOPIC = "/rooms/{room}/topics/{topic}"
 EVENTS = "/rooms/{room}/topics/{topic}/events"
+ROOM_EVENTS = "/rooms/{room}/events"
 PARTICIPANTS = "/rooms/{room}/participants"
 PARTICIPANT = "/rooms/{room}/participants/{identity}"
 WEBHOOK = "/webhooks/livekit"
@@ -71,7 +74,7 @@ OF_ROOMS = [
 ]
 """Every documented operation that needs a credential."""
 
-JOINING = [("post", TEXT), ("get", EVENTS), ("get", PARTICIPANTS)]
+JOINING = [("post", TEXT), ("get", EVENTS), ("get", ROOM_EVENTS), ("get", PARTICIPANTS)]
 """Those that make the caller a participant."""
 
 BEGUN = {"Location", "Upload-Offset", "Upload-Complete"}
@@ -79,6 +82,9 @@ BEGUN = {"Location", "Upload-Offset", "Upload-Complete"}
 
 OF_SOME = BEGUN | {"Upload-Limit", "Accept-Encoding"}
 """Headers of some of the problems that an answer may be."""
+
+MESSAGE = "message"
+"""The event that is made of a stream's, and has no class."""
 
 MAX_ROOMS = 2
 
@@ -106,8 +112,8 @@ async def client(hub: Hub) -> AsyncIterator[httpx.AsyncClient]:
     app = make_app(hub, SETTINGS)
 
     async def served(scope: Scope, receive: Receive, send: Send) -> None:
-        # What the server adds: how to drop a client that takes nothing.
-        await app({**scope, "state": {"abort": lambda: None}}, receive, send)
+        # Where the server would add its own; event streams, which need that, are read over a socket.
+        await app({**scope, "state": {}}, receive, send)
 
     transport = httpx.ASGITransport(served, raise_app_exceptions=False)
     async with httpx.AsyncClient(
@@ -130,6 +136,8 @@ ADMIN = {"headers": _bearer("r", room_admin=True)}
 
 PLAIN = {"Content-Type": "text/plain"}
 LINES = {"Content-Type": "application/x-ndjson"}
+LINES_WANTED = {"Accept": "application/x-ndjson"}
+TOPICS_ASKED: dict[str, Any] = {"params": {"topic": ["lk.chat", "later"]}}
 GZIP = {"Content-Encoding": "gzip"}
 BROTLI = {"Content-Encoding": "br"}
 KEYLESS = {"Idempotency-Key": ""}
@@ -187,8 +195,16 @@ def test_every_example_is_an_instance_of_its_schema() -> None:
     assert checked > 15
 
 
+def test_both_paths_of_event_streams_are_answered_alike() -> None:
+    for method in ("get", "head"):
+        assert (
+            _operations(EVENTS)[method]["responses"]
+            == (_operations(ROOM_EVENTS)[method]["responses"])
+        )
+
+
 def test_every_event_in_an_example_stream_is_an_instance_of_its_schema() -> None:
-    content = DOCUMENT["paths"][EVENTS]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    content = EVENT_STREAM["content"][forms.EVENT_STREAM]
 
     seen = [
         event
@@ -199,15 +215,34 @@ def test_every_event_in_an_example_stream_is_an_instance_of_its_schema() -> None
     for name, data in seen:
         assert json.loads(data)["type"] == name
         _check(json.loads(data), {"$ref": "#/components/schemas/Event"})
-    assert {name for name, _ in seen} == set(_event_classes())
+    assert {name for name, _ in seen} == {*_event_classes(), MESSAGE}
 
 
 def test_an_example_stream_begins_as_a_stream_does() -> None:
-    content = DOCUMENT["paths"][EVENTS]["get"]["responses"]["200"]["content"]["text/event-stream"]
+    examples = EVENT_STREAM["content"][forms.EVENT_STREAM]["examples"]
 
-    example = content["examples"]["text"]["value"]
-    told = re.compile(re.sub(r"[0-9]+", "[0-9]+", sse.opening().decode()))
-    assert told.match(example)
+    assert _OPENING.match(examples["text"]["value"])
+
+
+_OPENING = re.compile(re.sub(r"[0-9]+", "[0-9]+", sse.opening().decode()))
+"""Its wait is random."""
+
+
+def test_the_lines_of_the_example_are_the_events_of_the_example_stream() -> None:
+    text = EVENT_STREAM["content"][forms.EVENT_STREAM]["examples"]["text"]["value"]
+    lines = _examples(EVENT_STREAM["content"][forms.JSON_LINES])[0].splitlines()
+
+    for line in lines:
+        _check(json.loads(line), {"$ref": "#/components/schemas/EventLine"})
+    blocks = _OPENING.sub("", text).strip().split("\n\n")
+    assert lines == list(map(_as_line, blocks))
+
+
+def _as_line(block: str) -> str:
+    """What a block of Server-Sent Events is as a line of JSON."""
+    fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+    data = fields.get("data", '{"type":"gateway.position"}')
+    return f'{{"id":"{fields["id"]}",{data[1:]}' if "id" in fields else data
 
 
 # Routes and methods
@@ -225,14 +260,16 @@ def test_every_route_is_documented_and_every_documented_path_is_routed() -> None
         # HEAD is GET without its body, and documented where it does less than that.
         undocumented = routed[path] - documented
         assert undocumented == (
-            {"HEAD"} if "GET" in documented - {"HEAD"} and path != EVENTS else set()
+            {"HEAD"} if "GET" in documented and "HEAD" not in documented else set()
         ), path
         assert documented <= routed[path], path
 
 
 def test_the_documented_heads_are_those_that_do_other_than_a_get() -> None:
     """One never joins; where the other is, there is nothing to get."""
-    assert [path for path in DOCUMENT["paths"] if "head" in _operations(path)] == [UPLOAD, EVENTS]
+    heads = [path for path in DOCUMENT["paths"] if "head" in _operations(path)]
+
+    assert heads == [UPLOAD, ROOM_EVENTS, EVENTS]
 
 
 def test_every_path_parameter_is_documented() -> None:
@@ -260,7 +297,7 @@ async def test_the_query_parameters_are_those_that_the_path_knows(
     client: httpx.AsyncClient, method: str, path: str
 ) -> None:
     # Another says what a HEAD may carry: it has the text that a HEAD's answer lacks.
-    told = {EVENTS: "GET", UPLOAD: "PATCH"}[path] if method == "head" else method
+    told = ("PATCH" if path == UPLOAD else "GET") if method == "head" else method
     answer = await client.request(told, _filled(path) + "?unheard-of=1")
     known = answer.json()["detail"].partition("this path knows ")[2].rstrip(".").split(", ")
     assert answer.status_code == 400
@@ -294,8 +331,18 @@ async def test_the_json_members_are_those_that_a_text_may_have(client: httpx.Asy
     assert (without_text.status_code, schema["required"]) == (400, ["text"])
 
 
-def test_the_replays_are_those_that_the_code_has() -> None:
-    assert _query_schema("get", EVENTS, "replay")["enum"] == [str(each) for each in Replay]
+def test_the_replays_and_views_are_those_that_the_code_has() -> None:
+    for path in (EVENTS, ROOM_EVENTS):
+        assert _query_schema("get", path, "replay")["enum"] == [str(each) for each in Replay]
+        assert _query_schema("get", path, "view")["enum"] == [str(each) for each in forms.View]
+
+
+def test_the_types_of_event_streams_are_those_of_the_code() -> None:
+    types = list(dict.fromkeys(media_type for media_type, _ in forms.FORMS))
+
+    for method in ("get", "head"):
+        answer = _resolved(_operations(EVENTS)[method]["responses"]["200"])
+        assert list(answer["content"]) == types
 
 
 def test_the_presences_are_those_that_the_code_has() -> None:
@@ -496,6 +543,9 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         ("delete", TOPIC.replace("{topic}", "later"), ADMIN, 204),
         ("get", EVENTS, {"headers": {"Last-Event-ID": POSITION}}, 204),
         ("head", EVENTS, {}, 200),
+        ("head", EVENTS, {"headers": LINES_WANTED}, 200),
+        ("get", ROOM_EVENTS, TOPICS_ASKED | {"headers": {"Last-Event-ID": POSITION}}, 204),
+        ("head", ROOM_EVENTS, TOPICS_ASKED, 200),
         ("get", PARTICIPANTS, {}, 200),
         ("get", PARTICIPANTS, ADMIN | {"params": {"presence": "none"}}, 200),
         ("post", TEXT, {"json": {"text": "Hello", "to": "bob", "attributes": {"a": "b"}}}, 200),
@@ -560,30 +610,45 @@ async def test_an_upload_of_json_is_begun_without_a_word_of_its_text(
     _check_answer(begun, {**documented, "content": {"": {"schema": {"maxLength": 0}}}})
 
 
-async def test_an_event_stream_is_answered_as_documented(
-    client: httpx.AsyncClient, hub: Hub
-) -> None:
-    """Whole, as it is once the gateway goes away; and with what happened until then."""
-    path = _filled(EVENTS.replace("{topic}", "later"))
-    reading = asyncio.create_task(client.get(path, params={"participants": "1"}))
-    async with asyncio.timeout(DEADLINE):
-        while "later" not in (await client.get(_filled(TOPICS))).json()["topics"]:
-            await asyncio.sleep(0)
-    await client.post("/rooms/r/text", json={"text": "Hello", "topic": "later"})
-    await hub.drain()
-    answer = await reading
-
-    _check_answer(answer, _operations(EVENTS)["get"]["responses"]["200"])
-    data = re.findall(r"^data: (.*)$", answer.text, re.MULTILINE)
-    for each in data:
-        _check(json.loads(each), {"$ref": "#/components/schemas/Event"})
-    assert [json.loads(each)["type"] for each in data] == [
-        "gateway.opened",
-        "stream.opened",
-        "stream.chunk",
-        "stream.closed",
-        "gateway.closing",
+async def test_event_streams_are_answered_as_documented() -> None:
+    """Whole, as they are once the gateway goes away; and with what happened until then."""
+    asked: list[tuple[str, dict[str, Any]]] = [
+        (EVENTS, {"params": {"participants": "1"}}),
+        (EVENTS, {"params": {"view": "messages"}}),
+        (ROOM_EVENTS, TOPICS_ASKED),
+        (ROOM_EVENTS, {"params": {"topic": "lk.chat", "view": "messages"}}),
     ]
+    async with running(MemoryRooms(), SETTINGS) as gateway, AsyncExitStack() as stack:
+        bearer = gateway.bearer("alice", "r")
+        answers = [
+            await stack.enter_async_context(
+                gateway.client.stream("GET", _filled(path), headers=bearer | accept, **request)
+            )
+            for path, request in asked
+            for accept in ({}, LINES_WANTED)
+        ]
+        await gateway.post("r", "alice", "Hello")
+        await gateway.hub.drain()
+        for answer in answers:
+            await answer.aread()
+
+    for number, answer in enumerate(answers):
+        path, request = asked[number // 2]
+        _check_answer(answer, _operations(path)["get"]["responses"]["200"])
+        if number % 2:
+            seen = [json.loads(line) for line in answer.text.splitlines()]
+            schema = "EventLine"
+        else:
+            seen = [json.loads(data) for data in re.findall(r"^data: (.*)$", answer.text, re.M)]
+            schema = "Event"
+        for each in seen:
+            _check(each, {"$ref": f"#/components/schemas/{schema}"})
+        streams = ["stream.opened", "stream.chunk", "stream.closed"]
+        assert [each["type"] for each in seen if each["type"] != "gateway.position"] == [
+            "gateway.opened",
+            *([MESSAGE] if request["params"].get("view") == "messages" else streams),
+            "gateway.closing",
+        ]
 
 
 @pytest.mark.parametrize(
@@ -611,6 +676,9 @@ async def test_an_event_stream_is_answered_as_documented(
         ("delete", UPLOAD, {}, 404, "upload_not_found"),
         ("post", TEXT, {"json": {"text": "", "agent_timeout": 0.01}}, 504, "agent_unavailable"),
         ("get", EVENTS, {"params": {"replay": "some"}}, 400, "invalid_parameter"),
+        ("get", EVENTS, {"headers": {"Accept": "text/html"}}, 406, "not_acceptable"),
+        ("get", ROOM_EVENTS, {}, 400, "invalid_parameter"),
+        ("get", ROOM_EVENTS, {"params": {"topic": "lk.x"}}, 403, "topic_reserved"),
         ("get", EVENTS, {"params": {"presence": "none"}}, 403, "presence_required"),
         ("get", EVENTS.replace("{topic}", "lk.x"), {}, 403, "topic_reserved"),
         ("put", TOPIC, {}, 403, "missing_grant"),
@@ -728,7 +796,7 @@ async def test_draining_is_answered_as_documented(
 ) -> None:
     await hub.drain()
 
-    answer = await client.request(method, _filled(path), **_body(method), **more)
+    answer = await client.request(method, _filled(path), **_least(method, path), **more)
 
     _check_answer(answer, _operations(_documented(path))[method]["responses"]["503"])
 
@@ -741,7 +809,7 @@ async def test_an_identity_in_too_many_rooms_is_answered_as_documented(
         other = f"other-{number}"
         await client.get(f"/rooms/{other}/participants", headers=_bearer(other))
 
-    answer = await client.request(method, _filled(path), **_body(method))
+    answer = await client.request(method, _filled(path), **_least(method, path))
 
     assert answer.json()["code"] == "too_many_rooms"
     _check_answer(answer, _operations(path)[method]["responses"]["429"])
@@ -750,8 +818,7 @@ async def test_an_identity_in_too_many_rooms_is_answered_as_documented(
 async def test_a_reconnecting_stream_is_put_off_as_in_the_example(
     client: httpx.AsyncClient, hub: Hub
 ) -> None:
-    documented = _operations(EVENTS)["get"]["responses"]["200"]
-    examples = documented["content"]["text/event-stream"]["examples"]
+    examples = EVENT_STREAM["content"][forms.EVENT_STREAM]["examples"]
     headers = {"Last-Event-ID": POSITION}
 
     unseen = {"presence": "none"}
@@ -760,11 +827,14 @@ async def test_a_reconnecting_stream_is_put_off_as_in_the_example(
     later = await client.get(_filled(EVENTS), headers=headers)
 
     for answer, example in ((absent, "absent"), (later, "later")):
-        _check_answer(answer, documented, but_for={"X-Accel-Buffering"})
+        _check_answer(answer, EVENT_STREAM)
         assert answer.text == examples[example]["value"]
 
 
-def _body(method: str) -> dict[str, Any]:
+def _least(method: str, path: str) -> dict[str, Any]:
+    """What a request needs to be one."""
+    if path == ROOM_EVENTS:
+        return TOPICS_ASKED
     return {"json": {"text": ""}} if method == "post" else {}
 
 
@@ -859,7 +929,7 @@ async def _answer(kind: type[GatewayError]) -> httpx.Response:
 
 
 def test_every_event_is_documented_and_every_documented_event_exists() -> None:
-    assert set(_documented_events()) == set(_event_classes())
+    assert set(_documented_events()) == {*_event_classes(), MESSAGE}
     assert {each["$ref"] for each in SCHEMAS["Event"]["oneOf"]} == set(
         SCHEMAS["Event"]["discriminator"]["mapping"].values()
     )
@@ -875,7 +945,7 @@ def test_the_union_of_events_has_every_class_with_a_type() -> None:
 
 def test_the_members_of_every_event_are_those_of_the_code() -> None:
     for type_, schema in _documented_events().items():
-        names = ["type", *_members(_event_classes()[type_])]
+        names = _members_of_message() if type_ == MESSAGE else _members(_event_classes()[type_])
         assert list(schema["properties"]) == names, type_
         assert schema["required"] == names, type_
 
@@ -1008,16 +1078,18 @@ def _check_answer(
     response = _resolved(documented)
     media_type = answer.headers.get("content-type", "").partition(";")[0]
     content = response.get("content", {"": {"schema": {"maxLength": 0}}})
-    assert list(content) == [media_type]
-    _check(
-        answer.json() if media_type.endswith("json") else answer.text, content[media_type]["schema"]
-    )
+    assert media_type in content
+    _check(answer.json() if _is_json(media_type) else answer.text, content[media_type]["schema"])
     for name, header in response.get("headers", {}).items():
         if name in but_for:
             continue
         schema = _resolved(header)["schema"]
         value = answer.headers[name]
         _check(int(value) if schema["type"] == "integer" else value, schema)
+
+
+def _is_json(media_type: str) -> bool:
+    return media_type.endswith(("/json", "+json"))
 
 
 def _documented_events() -> dict[str, dict[str, Any]]:
@@ -1064,14 +1136,16 @@ def _leaves(kind: type[GatewayError]) -> Iterator[Any]:
 
 
 def _literal_codes() -> set[str]:
-    """The codes that the two files themselves give: their words with an underscore and no blank."""
+    """The codes that the two files themselves give, each behind a status."""
     return {
-        node.value
+        node.args[1].value
         for module in (problems, server)
         for node in ast.walk(ast.parse(inspect.getsource(module)))
-        if isinstance(node, ast.Constant)
-        and isinstance(node.value, str)
-        and re.fullmatch(r"[a-z]+(_[a-z]+)+", node.value)
+        if isinstance(node, ast.Call)
+        and len(node.args) > 2
+        and isinstance(node.args[1], ast.Constant)
+        and isinstance(node.args[1].value, str)
+        and re.fullmatch(r"[a-z]+(_[a-z]+)+", node.args[1].value)
     }
 
 
@@ -1084,4 +1158,16 @@ def _event_classes() -> dict[str, Any]:
 
 
 def _members(event: Any) -> list[str]:
-    return [field.name.removesuffix("_") for field in dataclasses.fields(event)]
+    return ["type", *(field.name.removesuffix("_") for field in dataclasses.fields(event))]
+
+
+def _members_of_message() -> list[str]:
+    """Of the event that is made of a stream's."""
+    form = forms.FORMS[forms.JSON_LINES, forms.View.MESSAGES]
+    log = EventLog(sse.encode, LogBounds())
+    log.append(events.StreamOpened("id", "lk.chat", "alice", 1))
+    log.append(events.StreamChunk("id", "lk.chat", "alice", 0, "text"))
+    log.append(events.StreamClosed("id", "lk.chat", "alice", True, None, {}, 4, 1))
+    message = json.loads(form.entries(log.read(0, ["lk.chat"]).entries))
+    _check(message, {"$ref": "#/components/schemas/EventLine"})
+    return [name for name in message if name != "id"]
