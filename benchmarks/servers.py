@@ -42,6 +42,7 @@ POSTS_AT_ONCE = 8
 
 TOKENS_TTL = timedelta(hours=1)
 
+# A browser's head with a token is longer than nginx's buffer of 1 KB: each would take another of 8 KB.
 _NGINX = """
 daemon off;
 worker_processes 1;
@@ -53,6 +54,7 @@ error_log stderr error;
 events {{ worker_connections {connections}; }}
 http {{
     access_log off;
+    client_header_buffer_size 2k;
     keepalive_requests 100000000;
     client_body_temp_path body;
     proxy_temp_path proxy;

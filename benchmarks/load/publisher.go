@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -67,7 +68,13 @@ func newSchedule(rate float64) schedule { return schedule{nanos() + int64(time.M
 
 func (s schedule) due(index int) int64 { return s.begin + int64(float64(index)/s.rate*1e9) }
 
-func (s schedule) wait(index int) { time.Sleep(time.Duration(s.due(index) - nanos())) }
+// wait asks the kernel itself: Go's own timers are up to a millisecond late.
+func (s schedule) wait(index int) {
+	if left := s.due(index) - nanos(); left > 0 {
+		pause := syscall.NsecToTimespec(left)
+		_ = syscall.Nanosleep(&pause, nil)
+	}
+}
 
 func (p *publisher) writeLines(rate float64, count, first int) Published {
 	if p.lines == nil {
