@@ -324,7 +324,7 @@ def _go(go: str, command: Sequence[str], folder: str) -> None:
             check=True,
         )
     except subprocess.CalledProcessError as error:
-        reason = " ".join(error.stderr.strip().splitlines()[-1:])
+        reason = " ".join(" ".join(error.stderr.splitlines()[-2:]).split())
         raise NotAvailable(f"not built (go {command[0]}: {reason})") from error
     except subprocess.TimeoutExpired as error:
         raise NotAvailable(f"not built within {BUILD_SECONDS:g} s") from error
