@@ -10,7 +10,7 @@ SOURCES := $(wildcard gateway tests tools benchmarks)
 TEST_PROGRAMS := chromium nginx npm redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold lock clean
+.PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold bench-delivery lock clean
 
 help:       ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -65,6 +65,9 @@ bench-joins: install  ## measure memory over 1,000 joins and leaves, beside the 
 
 bench-cold: install  ## measure the first POST in a new room, beside a join by the SDK (about 1 minute)
 	@$(VENV)/bin/python -m benchmarks.cold_post $(ARGS)
+
+bench-delivery: install  ## measure events to 1,000 readers, beside nchan and Mercure (about 10 minutes; needs Go)
+	@$(VENV)/bin/python -m benchmarks.delivery $(ARGS)
 
 lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt

@@ -69,10 +69,20 @@ async def growing(pid: int) -> AsyncIterator[Growth]:
         growth.look()
 
 
+def children(pid: int) -> list[int]:
+    """The processes that this one has started; none where there is no /proc."""
+    started = _PROC / str(pid) / "task" / str(pid) / "children"
+    return [int(child) for child in started.read_text().split()] if started.is_file() else []
+
+
+def most_files() -> int:
+    """File descriptors that a process may have here."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+
+
 def allow_many_files() -> None:
     """A LiveKit connection takes a hundred descriptors, and the server's end of it some too."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files(), most_files()))
 
 
 class Quiet:

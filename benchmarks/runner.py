@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from jwt.warnings import InsecureKeyLengthWarning
 
 from benchmarks import machine
+from benchmarks.load_client import LoadNotBuilt
 from benchmarks.stage import Stage, WorkerFailed, report, staged
 from tools.livekit_server import LiveKitServerError
 
@@ -15,18 +16,31 @@ from tools.livekit_server import LiveKitServerError
 def run(measure: Callable[[Stage], Awaitable[str]], *, within: float, gateway: bool = True) -> int:
     """Prints what `measure` returns, under a line that says where it was measured. The exit status."""
 
-    async def measured(stage: Stage) -> str:
-        async with asyncio.timeout(within):
-            return await measure(stage)
+    def measured() -> str:
+        with staged(gateway=gateway) as stage:
+            return asyncio.run(_in_time(lambda: measure(stage), within))
 
+    return _printed(measured, within)
+
+
+def run_alone(measure: Callable[[], Awaitable[str]], *, within: float) -> int:
+    """As `run`, without a stage: `measure` starts what it needs."""
+    return _printed(lambda: asyncio.run(_in_time(measure, within)), within)
+
+
+async def _in_time(measure: Callable[[], Awaitable[str]], within: float) -> str:
+    async with asyncio.timeout(within):
+        return await measure()
+
+
+def _printed(measured: Callable[[], str], within: float) -> int:
     # LiveKit's development secret is six bytes long.
     warnings.simplefilter("ignore", InsecureKeyLengthWarning)
     machine.allow_many_files()
     quiet = machine.Quiet()
     try:
-        with staged(gateway=gateway) as stage:
-            figures = asyncio.run(measured(stage))
-    except (LiveKitServerError, WorkerFailed) as error:
+        figures = measured()
+    except (LiveKitServerError, WorkerFailed, LoadNotBuilt) as error:
         report(str(error))
         return 1
     except TimeoutError:

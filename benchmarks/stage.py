@@ -6,7 +6,7 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -66,7 +66,7 @@ def staged(*, gateway: bool = True) -> Iterator[Stage]:
         log = Path(folder, "livekit-server.log")
         binary = find_livekit_server(report)
         with start_livekit_server(binary, report=report, log=log, port=0) as livekit:
-            port = _free_port()
+            port = free_port()
             environment = {
                 # With its defaults, whatever this shell has set for another gateway.
                 **{name: os.environ[name] for name in os.environ if "GATEWAY" not in name},
@@ -102,7 +102,7 @@ def _gateway(environment: dict[str, str], port: int, log: Path) -> Iterator[Chil
         child.stop(within=STOP_SECONDS)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port: int = free.getsockname()[1]
         return port
@@ -114,6 +114,8 @@ class WorkerFailed(Exception):
 
 class Worker:
     def __init__(self, role: str, process: asyncio.subprocess.Process) -> None:
+        self.beginning: Any = None
+        """What it answered to its first line; most have nothing to say."""
         self._role = role
         self._process = process
 
@@ -124,8 +126,9 @@ class Worker:
     async def do(self, command: str, *arguments: float) -> Any:
         return await self._ask(json.dumps([command, arguments]))
 
-    async def go(self, place: Place) -> None:
-        await self._ask(place.to_json())
+    async def begin(self, line: str) -> None:
+        """The first line, which says where to go."""
+        self.beginning = await self._ask(line)
 
     async def _ask(self, line: str) -> Any:
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -142,8 +145,16 @@ class Worker:
 @asynccontextmanager
 async def working(role: str, place: Place) -> AsyncIterator[Worker]:
     """A worker process in that role, ended with the context."""
+    command = (sys.executable, "-m", "benchmarks.worker", role)
+    async with started(role, command, place.to_json()) as worker:
+        yield worker
+
+
+@asynccontextmanager
+async def started(role: str, command: Sequence[str], first: str) -> AsyncIterator[Worker]:
+    """A process that does as workers do, ended with the context; `first` is its first line."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "benchmarks.worker", role),
+        *command,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         limit=ANSWER_BYTES,
@@ -152,7 +163,7 @@ async def working(role: str, place: Place) -> AsyncIterator[Worker]:
     )
     try:
         worker = Worker(role, process)
-        await worker.go(place)
+        await worker.begin(first)
         yield worker
     finally:
         await _end(process)

@@ -187,16 +187,16 @@ async def _joined(place: Place, room: rtc.Room) -> rtc.Room:
 
 
 async def work(role: str) -> None:
-    lines = await _input_lines()
+    lines = await input_lines()
     place = Place(**json.loads(await lines.readline()))
     async with ROLES[role](place) as commands:
-        _answer(None)
+        answer(None)
         while line := await lines.readline():
             name, arguments = json.loads(line)
-            _answer(await commands[name](*arguments))
+            answer(await commands[name](*arguments))
 
 
-async def _input_lines() -> asyncio.StreamReader:
+async def input_lines() -> asyncio.StreamReader:
     lines = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
@@ -204,7 +204,7 @@ async def _input_lines() -> asyncio.StreamReader:
     return lines
 
 
-def _answer(value: object) -> None:
+def answer(value: object) -> None:
     print(json.dumps(value, default=asdict), flush=True)
 
 
