@@ -65,8 +65,10 @@ SPAN = 2.5
 MANY_RATES = (1_000, 3_000)
 """Events a second to all readers, that the gateway is to deliver."""
 
-LADDER = (50, 100, 200, 400, 800)
-"""Events a second, stepped up until it breaks."""
+NCHAN_RATES = (50, 100, 200, 400)
+"""Events a second, stepped up until something is lost: above the rate that it takes, it may deliver more."""
+
+LIVEKIT_RATES = (50, 100, 200, 400, 800)
 
 FEW_RATES = (20, 50, 100, 200)
 
@@ -128,13 +130,14 @@ async def many(load: Path) -> str:
             for rate in MANY_RATES:
                 measured = await ways["gateway"].round(rate, int(rate * SPAN))
                 rounds.setdefault(("gateway", rate), []).append(measured)
-            for rate in LADDER if "nchan" in ways else ():
+            for rate in NCHAN_RATES if "nchan" in ways else ():
                 measured = await ways["nchan"].round(rate, int(rate * SPAN))
                 rounds.setdefault(("nchan", rate), []).append(measured)
-                if measured.taken.lost or measured.taken.p99 > HOPELESS_P99:
+                if measured.taken.lost:
                     break
     lines = [round_row(*key, rounds[key]) for key in rounds]
     lines += [missing_row(name, reason, len(ROUND_HEADER)) for name, reason in missing.items()]
+    own_best = max(deliveries(rounds["gateway", rate]) for rate in MANY_RATES)
     first, last = (rounds["gateway", rate] for rate in MANY_RATES)
     verdicts = [
         f"- {MANY_RATES[0]:,} events a second: {lost(first)} lost, p99 {p99(first):.1f} ms (goal: none,"
@@ -148,13 +151,13 @@ async def many(load: Path) -> str:
         verdicts.append(
             f"- nchan: {best:,.0f} deliveries a second at best, and"
             f" {max(held, default=0):,} events a second with a p99 of {BROKEN_P99:g} ms at most; the"
-            f" gateway's best to nchan's: {deliveries(last) / best:.1f} (goal: {GOAL_TO_NCHAN:g})"
+            f" gateway's best to nchan's: {own_best / best:.1f} (goal: {GOAL_TO_NCHAN:g})"
         )
     return "\n\n".join(
         (
             f"### Many events\n\nEvents of {TEXT_BYTES} bytes to {READERS:,} readers of one topic, appended"
-            f" at the log; for nchan, by POST, with the rate stepped up until its p99 is over"
-            f" {HOPELESS_P99:g} ms or something is lost (median of {ROUNDS} rounds of {SPAN:g} s):",
+            f" at the log; for nchan, by POST, with the rate stepped up until something is"
+            f" lost (median of {ROUNDS} rounds of {SPAN:g} s):",
             markdown(ROUND_HEADER, lines),
             "\n".join(verdicts),
             remark(rounds),
@@ -217,7 +220,7 @@ async def livekit(load: Path) -> str:
             publisher = SdkPublisher(sender)
             way = Way(server, readers, publisher, READERS)
             await _until_received(way)
-            for rate in LADDER:
+            for rate in LIVEKIT_RATES:
                 rounds["gateway, LiveKit", rate] = measured = []
                 for _ in range(ROUNDS):
                     way.number = 0  # as the sender counts

@@ -35,7 +35,7 @@ BROKEN_P99 = 100.0
 """Milliseconds; beyond, or when something is lost, a rate is more than a server takes."""
 
 HOPELESS_P99 = 1_000.0
-"""Beyond, the next rate is not tried: until then more may be delivered than at a rate that it takes."""
+"""Beyond, the next rate is not tried."""
 
 CPU_BOUND = 0.9
 """Of a core: readers that use so much may be what limits a rate."""
