@@ -3,14 +3,14 @@
 Here alone is its library met: it is asked to write the numbers down, and keeps none of them.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator, Mapping
 from importlib.metadata import version
 
 from prometheus_client import (
     CONTENT_TYPE_PLAIN_0_0_4,
-    CollectorRegistry,
-    GCCollector,
-    ProcessCollector,
+    GC_COLLECTOR,
+    PROCESS_COLLECTOR,
     generate_latest,
 )
 from prometheus_client.metrics_core import (
@@ -49,16 +49,15 @@ _PREFIX = "livekit_gateway_"
 
 class MetricsEndpoint:
     def __init__(self, hub: Hub, settings: Settings, writings: Writings, uploads: Uploads) -> None:
-        # Not the library's own registry: that is one for all that runs in a process, our tests' gateways too.
-        self._registry = CollectorRegistry()
-        self._registry.register(_GatewayCollector(hub, settings, writings, uploads))
-        ProcessCollector(registry=self._registry)
-        GCCollector(registry=self._registry)
+        self._gateway = _Gateway(hub, settings, writings, uploads)
 
     async def get(self, request: Request) -> Response:
         """In the one format that every Prometheus reads: what the newer ones add is not used here."""
+        # Beside the loop: it looks at each open file, which takes 12 ms where there are 10,000.
+        process = await asyncio.to_thread(lambda: [*PROCESS_COLLECTOR.collect()])
+        told = _Told([*self._gateway.collect(), *process, *GC_COLLECTOR.collect()])
         return Response(
-            generate_latest(self._registry),
+            generate_latest(told),
             headers={"Cache-Control": "no-store", "Content-Type": CONTENT_TYPE_PLAIN_0_0_4},
         )
 
@@ -82,7 +81,17 @@ class OnePortForMetrics:
         await app(scope, receive, send)
 
 
-class _GatewayCollector(Collector):
+class _Told(Collector):
+    """What is to be written down."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+class _Gateway:
     """Reads the numbers when it is asked."""
 
     def __init__(self, hub: Hub, settings: Settings, writings: Writings, uploads: Uploads) -> None:
