@@ -5,6 +5,7 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,6 +18,8 @@ from tests.polling import POLL
 from tests.running_gateway import DEADLINE, RunningGateway
 
 PREFIX = "livekit_gateway_"
+
+DEPLOYMENT = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 Numbers = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
@@ -339,3 +342,31 @@ async def test_the_labels_are_the_same_however_many_rooms_there_are(serve_memory
 
     assert many._numbers.keys() == one._numbers.keys()
     assert many("texts_sent_total") == 20
+
+
+async def test_the_documentation_has_every_metric_and_its_labels(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway:
+        async with gateway.events(room, "bob") as bob, gateway.upload(room, "bob") as upload:
+            upload.send(b"half")
+            await bob.until("stream.chunk")
+            upload.break_off()
+            await bob.until("stream.closed")
+        scraped = await _once(gateway, lambda now: "texts_incomplete_total{" in now.text)
+
+    exposed = {
+        (
+            re.sub("_(bucket|count|sum)$", "", name.removeprefix(PREFIX)),
+            frozenset(label for label, _ in labels) - {"le"},
+        )
+        for name, labels in scraped._numbers
+        if name.startswith(PREFIX)
+    }
+    section = DEPLOYMENT.read_text().partition("\n## Metrics\n")[2].partition("\n## ")[0]
+    documented = {
+        (name, frozenset(labels.split(", ")) if labels else frozenset())
+        for row in re.findall(r"^\| (`.*?) \| (?:counter|gauge|histogram)", section, re.MULTILINE)
+        for name, labels in re.findall(r"`(\w+)(?:{(.*?)})?`", row)
+    }
+    assert exposed == documented
