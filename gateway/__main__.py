@@ -10,6 +10,7 @@ import resource
 import socket
 import sys
 import warnings
+from collections.abc import Iterator
 from datetime import timedelta
 
 import uvloop
@@ -65,7 +66,7 @@ def make_server(hub: Hub, settings: Settings) -> Server:
     return Server(make_app(hub, settings), drain, drain_timeout=settings.drain_timeout)
 
 
-async def serve(settings: Settings, listening: socket.socket) -> None:
+async def serve(settings: Settings, listening: list[socket.socket]) -> None:
     """Serves until SIGTERM or SIGINT, then drains and returns. Raises JoinFailed at a wrong API key."""
     rooms = LiveKitRooms(
         settings.livekit_url,
@@ -82,9 +83,10 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
     # it our answer to SIGTERM, which process 1 of a container otherwise ignores.
     checking = asyncio.create_task(_check(rooms, hub, server))
     try:
-        host, port = listening.getsockname()[:2]
-        logger.info("Version %s listens on %s port %d.", __version__, host, port)
-        await server.serve(sockets=[listening])
+        for each in listening:
+            host, port = each.getsockname()[:2]
+            logger.info("Version %s listens on %s port %d.", __version__, host, port)
+        await server.serve(sockets=listening)
         if checking.done():
             checking.result()
     finally:
@@ -113,19 +115,27 @@ def _serve(settings: Settings) -> str | None:
     configure_logging(settings.log_level, livekit=settings.livekit_log)
     _allow_many_files()
     _seldom_look_for_garbage()
-    try:
-        listening = listen(settings.host, settings.port)
-    except OSError as error:
-        return (
-            f"Cannot listen on GATEWAY_HOST {settings.host} GATEWAY_PORT {settings.port}:"
-            f" {error.strerror}. Set another one."
-        )
+    listening = []
+    for name, port in _ports(settings):
+        try:
+            listening.append(listen(settings.host, port))
+        except OSError as error:
+            return (
+                f"Cannot listen on GATEWAY_HOST {settings.host} {name} {port}:"
+                f" {error.strerror}. Set another one."
+            )
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(serve(settings, listening))
         except JoinFailed as error:
             return f"LIVEKIT_API_KEY: {error.detail}."
     return None
+
+
+def _ports(settings: Settings) -> Iterator[tuple[str, int]]:
+    yield "GATEWAY_PORT", settings.port
+    if settings.metrics_port is not None:
+        yield "GATEWAY_METRICS_PORT", settings.metrics_port
 
 
 def _ttl(value: str) -> timedelta:

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.event_log import Entry, EventLog, Evicted, Position
 from gateway.events import ClosingReason, Event, closing
+from gateway.metrics import CLIENT_GONE, STALLED, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -78,10 +79,11 @@ class Deadline(NamedTuple):
 
 
 class Pump:
-    def __init__(self, *, heartbeat: float, write_timeout: float) -> None:
+    def __init__(self, metrics: Metrics, *, heartbeat: float, write_timeout: float) -> None:
         """`heartbeat`: seconds without a write after which a follower is sent one. `write_timeout`: seconds
         after which a client that takes nothing is dropped."""
         self.write_timeout = write_timeout
+        self._metrics = metrics
         self._heartbeat = heartbeat
         self._channels: dict[tuple[EventLog, frozenset[str], Form, object], Channel] = {}
         self._hurried: dict[Channel, None] = {}
@@ -106,11 +108,18 @@ class Pump:
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = Channel(
-                log, topics, form, outlet.frame, self._hurry, lambda: self._channels.pop(key)
+                log,
+                topics,
+                form,
+                outlet.frame,
+                self._metrics,
+                self._hurry,
+                lambda: self._channels.pop(key),
             )
         follower = Follower(channel, outlet, beginning, seq, deadline, self.write_timeout)
         outlet.follow(follower)
         channel.add(follower)
+        self._metrics.event_streams_opened += 1
         wait = self._heartbeat * random.uniform(FIRST_HEARTBEAT, 1)  # noqa: S311 - no secret
         self._tend_at(min(asyncio.get_running_loop().time() + wait, deadline.at), follower)
         return follower
@@ -174,6 +183,7 @@ class Channel:
         topics: frozenset[str],
         form: Form,
         frame: Callable[[bytes], bytes],
+        metrics: Metrics,
         hurry: Callable[["Channel"], None],
         emptied: Callable[[], object],
     ) -> None:
@@ -182,6 +192,7 @@ class Channel:
         self.topics = topics
         self.form = form
         self.frame = frame
+        self.metrics = metrics
         self.wrote_at = 0.0
         """When those who have all were last written something."""
         self.delivered = log.head.seq
@@ -220,11 +231,12 @@ class Channel:
             self._is_spreading = True
             yield from self._spread(self.frame(data), before)
             self._is_spreading = False
+            self.metrics.delivered(len(self._level), len(new), len(data), since=new[0].time)
         yield from self._step(now)
         if self.log.ended is not None and not self._pending:
             final = self.form.event(self.log.ended)
             for follower in tuple(self._level):
-                follower.finish(final)
+                follower.finish(final, self.log.ended.reason)
 
     def fall_behind(self, follower: "Follower", seq: int) -> None:
         """It has what comes before, and including, `seq`, and goes on from there by itself."""
@@ -280,6 +292,7 @@ class Follower:
         "_deadline",
         "_final",
         "_outlet",
+        "_reason",
         "_stall",
         "_unsent",
         "_write_timeout",
@@ -306,6 +319,7 @@ class Follower:
         self._beginning: Iterator[bytes] | None = beginning
         self._deadline = deadline
         self._final: bytes | None = None
+        self._reason = CLIENT_GONE
         self._wrote_at = 0.0
         self._write_timeout = write_timeout
         self._stall: asyncio.TimerHandle | None = None
@@ -326,11 +340,12 @@ class Follower:
 
     def leave(self, reason: ClosingReason) -> None:
         """Its client is told why as soon as it takes anything, and that is the end."""
-        self.finish(self._channel.form.event(closing(reason)))
+        self.finish(self._channel.form.event(closing(reason)), reason)
 
-    def finish(self, final: bytes) -> None:
+    def finish(self, final: bytes, reason: ClosingReason) -> None:
         if self._final is None and not self.over.done():
             self._final = final
+            self._reason = reason
             self._channel.fall_behind(self, self._channel.delivered)
             self._channel.hurry()
 
@@ -348,6 +363,7 @@ class Follower:
             self._forget_stall()
             self._beginning = None
             self._channel.drop(self)
+            self._channel.metrics.event_streams_closed[self._reason] += 1
             self.over.set_result(None)
 
     def step(self, now: float) -> bool:
@@ -366,6 +382,7 @@ class Follower:
             return False
         if piece:
             self._wrote_at = now
+            self._channel.metrics.delivered_bytes += len(piece)
             self.write(self._channel.frame(piece))
         if self.over.done():
             return False
@@ -381,6 +398,7 @@ class Follower:
             self._beginning = None
         read = self._channel.log.read(self.seq, self._channel.topics)
         self.seq = read.seq
+        self._channel.metrics.deliveries += len(read.entries)
         return self._channel.form.entries(read.entries)
 
     def tend(self, now: float, heartbeat: float) -> float | None:
@@ -413,6 +431,7 @@ class Follower:
             self._look_later(looks)
         else:
             logger.info("A reader of events was dropped: it took nothing for too long.")
+            self._reason = STALLED
             self._outlet.abort()
             self.lost()
 

@@ -12,7 +12,7 @@ import re
 import secrets
 import time
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -155,6 +155,8 @@ class EventLog:
         self.epoch = secrets.token_hex(EPOCH_BYTES)
         self.ended: GatewayClosing | None = None
         """Set when nothing more will be appended; subscribers leave with it."""
+        self.gaps: Counter[str] = Counter()
+        """Interruptions so far, by their reasons."""
         self._encode = encode
         self._bounds = bounds
         self._now = now
@@ -175,6 +177,16 @@ class EventLog:
     def head(self) -> Position:
         """The position of the newest event; sequence number 0 before the first."""
         return Position(self.epoch, self._head)
+
+    @property
+    def kept(self) -> int:
+        """Events that are remembered now."""
+        return len(self._entries) - self._start
+
+    @property
+    def size(self) -> int:
+        """Their bytes."""
+        return self._bytes
 
     def append(self, event: LogEvent) -> None:
         """Adds the event, and wakes whoever follows. Nothing is added once the log has ended."""
@@ -202,6 +214,7 @@ class EventLog:
         before = Position(self.epoch, self._first() + index - self._start - 1)
         here = str(Position(self.epoch, self._head + 1))
         gap = GatewayGap(reason, str(before), here, presence)
+        self.gaps[reason] += 1
         entry = Entry(self._head + 1, self._now(), None, self._encode(gap, here))
         self._interruptions.append(entry)
         self._add(entry)

@@ -7,10 +7,11 @@ the last one, so that a page reload or the next POST finds the participant still
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -30,8 +31,9 @@ from gateway.errors import (
     TopicNotRegistered,
 )
 from gateway.event_log import EventLog, Position
-from gateway.events import ClosingReason
+from gateway.events import ClosingReason, RoomClosed, RoomReconnecting, RoomWaiting
 from gateway.joins import JoinGate
+from gateway.metrics import Metrics
 from gateway.observer import Observer
 from gateway.rooms.base import NOT_PERMITTED, Participant, Rooms
 from gateway.session import RECHECK_SEEN, RECHECK_UNSEEN, ParticipantSession
@@ -55,6 +57,22 @@ class Key(NamedTuple):
 DRAIN_PAUSE = 0.01
 """Seconds between leaving one room and the next at most, when all are left."""
 
+
+class State(StrEnum):
+    """How a connection is."""
+
+    JOINING = "joining"
+    """Of no use yet."""
+    JOINED = "joined"
+    LINGERING = "lingering"
+    """Joined, and held by no request."""
+    RECONNECTING = "reconnecting"
+    """LiveKit is out of reach."""
+    WAITING = "waiting"
+    """The room that is observed does not exist."""
+    LEAVING = "leaving"
+
+
 C = TypeVar("C", bound=Connection)
 
 
@@ -70,6 +88,20 @@ class _Slot(Generic[C]):
     users: int = 0
     linger: asyncio.TimerHandle | None = None
     leaving: "asyncio.Task[None] | None" = None
+
+    @property
+    def state(self) -> State:
+        if self.leaving is not None:
+            return State.LEAVING
+        if not self.started.done():
+            return State.JOINING
+        match self.connection.condition:
+            case RoomReconnecting():
+                return State.RECONNECTING
+            case RoomWaiting() | RoomClosed():
+                return State.WAITING
+            case _:
+                return State.JOINED if self.users else State.LINGERING
 
 
 class Hold(Generic[C]):
@@ -119,8 +151,10 @@ class Hub:
         self.starting = False
         """Set while it is not known yet whether LiveKit takes our API key."""
         self.draining = False
+        self.metrics = Metrics()
+        """What has been counted in this process, by whoever counts."""
         self._rooms = rooms
-        self._gate = JoinGate()
+        self._gate = JoinGate(self.metrics)
         self._new_log = new_log
         self._topics = topics
         self._linger = linger
@@ -230,6 +264,20 @@ class Hub:
     def connections(self) -> int:
         """How many there are: joining, joined, lingering or leaving."""
         return len(self._slots)
+
+    @property
+    def states(self) -> Counter[tuple[bool, State]]:
+        """How many of them are participants, or observers, and in which state."""
+        return Counter((key.identity is None, slot.state) for key, slot in self._slots.items())
+
+    @property
+    def joins_waiting(self) -> int:
+        """For their turn."""
+        return self._gate.waiting
+
+    @property
+    def logs(self) -> list[EventLog]:
+        return [slot.connection.log for slot in self._slots.values()]
 
     async def must_not_come_back(self, caller: Caller, last: Position) -> bool:
         """Whether an event stream that was at `last` must not be resumed by a browser's own reconnect:
@@ -442,6 +490,12 @@ class Hub:
             slot.linger.cancel()
         if self._slots.get(slot.key) is slot:
             del self._slots[slot.key]
+            self._count_past(slot.connection.log)
+
+    def _count_past(self, log: EventLog) -> None:
+        self.metrics.past_events += log.head.seq
+        self.metrics.past_evicted_events += log.head.seq - log.kept
+        self.metrics.past_gaps += log.gaps
 
     def _release(self, slot: _Slot[Any]) -> None:
         slot.users -= 1

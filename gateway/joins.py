@@ -2,10 +2,12 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
-from gateway.errors import Draining, TooManyJoins
+from gateway.errors import Draining, GatewayError, TooManyJoins
+from gateway.metrics import JOINED, Metrics
 
 IN_FLIGHT = 8
 """Joins at once: each takes 100 to 175 file descriptors and some 50 ms of a core while it lasts."""
@@ -29,11 +31,17 @@ LAST_DELAY = 2.0
 class JoinGate:
     """Gives joins their turn, for the whole process."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
         self._places = asyncio.Semaphore(IN_FLIGHT)
         self._waiting = 0
         self._next_at = 0.0
         self._closed = False
+
+    @property
+    def waiting(self) -> int:
+        """Joins that wait for their turn."""
+        return self._waiting
 
     def close(self) -> None:
         """Nobody joins any more, however long they have waited."""
@@ -43,13 +51,15 @@ class JoinGate:
     async def turn(self) -> AsyncIterator[None]:
         """Raises Draining, or TooManyJoins where too many wait, or the turn does not come in time."""
         if self._waiting >= WAITING:
-            raise TooManyJoins("Too many joins of LiveKit rooms wait for their turn.")
+            raise self._too_many("Too many joins of LiveKit rooms wait for their turn.")
         self._waiting += 1
         try:
             async with asyncio.timeout(TURN_TIMEOUT):
                 await self._places.acquire()
         except TimeoutError:
-            raise TooManyJoins("The turn to join the LiveKit room did not come in time.") from None
+            raise self._too_many(
+                "The turn to join the LiveKit room did not come in time."
+            ) from None
         finally:
             self._waiting -= 1
         try:
@@ -61,6 +71,22 @@ class JoinGate:
             yield
         finally:
             self._places.release()
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """One join, once it is its turn: how it ends is counted, and how long it takes."""
+        begun = time.monotonic()
+        try:
+            yield
+        except GatewayError as error:
+            self._metrics.joins[error.code] += 1
+            raise
+        self._metrics.joins[JOINED] += 1
+        self._metrics.join_duration.observe(time.monotonic() - begun)
+
+    def _too_many(self, detail: str) -> TooManyJoins:
+        self._metrics.joins[TooManyJoins.code] += 1
+        return TooManyJoins(detail)
 
 
 class Backoff:

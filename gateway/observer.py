@@ -176,7 +176,8 @@ class Observer(Connection):
         async with self._gate.turn():
             if not await self._rooms.room_exists(self._name):
                 return None
-            return await self._rooms.observe(self._name, self.log.topics, link.listener)
+            with self._gate.counted():
+                return await self._rooms.observe(self._name, self.log.topics, link.listener)
 
     async def _observe(self, room: Room, link: Link, started: Callable[[], None]) -> None:
         """Until the connection is lost."""

@@ -19,6 +19,11 @@ class OpenStreams:
         )
         self._ids: set[tuple[str, str]] = set()
 
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._quota.taken
+
     @contextmanager
     def one_more(self, identity: str) -> Iterator[None]:
         """Counted while the context lasts. Raises TooManyOpenStreams."""

@@ -17,7 +17,8 @@ class Quota:
         self._error = error
         self._what = what
         self._setting = setting
-        self._all = 0
+        self.taken = 0
+        """By all."""
         self._of: Counter[str] = Counter()
 
     def take(self, identity: str) -> Callable[[], None]:
@@ -27,14 +28,14 @@ class Quota:
                 f"{identity!r} has {self._most_of_identity} {self._what} open, as many as"
                 f" {self._setting} allows."
             )
-        if self._all >= self._most:
+        if self.taken >= self._most:
             raise self._error(f"The gateway has as many {self._what} open as it takes.")
-        self._all += 1
+        self.taken += 1
         self._of[identity] += 1
         return partial(self._give_back, identity)
 
     def _give_back(self, identity: str) -> None:
-        self._all -= 1
+        self.taken -= 1
         self._of[identity] -= 1
         if not self._of[identity]:
             del self._of[identity]

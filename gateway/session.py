@@ -198,9 +198,10 @@ class ParticipantSession(Connection):
         async with self._gate.turn():
             if await self._is_elsewhere():
                 return None
-            return await self._rooms.join(
-                caller.room, caller.identity, caller.token, self.log.topics, link.listener
-            )
+            with self._gate.counted():
+                return await self._rooms.join(
+                    caller.room, caller.identity, caller.token, self.log.topics, link.listener
+                )
 
     async def _participate(
         self, room: Room, link: Link, caller: Caller, started: Callable[[], None]

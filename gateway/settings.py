@@ -113,6 +113,8 @@ class Settings:
     livekit_api_secret: str = _required("LIVEKIT_API_SECRET", _text, repr=False)
     host: str = _setting("GATEWAY_HOST", _text, "127.0.0.1")
     port: int = _setting("GATEWAY_PORT", _port, 8080)
+    metrics_port: int | None = _setting("GATEWAY_METRICS_PORT", _count(1, 65_535))
+    """None: /metrics is on the port that everything is on."""
     topics: tuple[str, ...] = _setting("GATEWAY_TOPICS", _topics, ("lk.chat", "lk.transcription"))
     """Received and logged in every room that we are in, also before anybody subscribes."""
     cors_origins: tuple[str, ...] = _setting("GATEWAY_CORS_ORIGINS", _origins, ())

@@ -8,13 +8,14 @@ import pytest
 from gateway import joins
 from gateway.errors import TooManyJoins
 from gateway.joins import Backoff, JoinGate
+from gateway.metrics import Metrics
 
 DEADLINE = 5.0
 
 
 async def test_no_more_than_so_many_join_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joins, "PER_SECOND", 1e6)
-    gate = JoinGate()
+    gate = JoinGate(Metrics())
     running = most = 0
     release = asyncio.Event()
     full = asyncio.Event()
@@ -40,7 +41,7 @@ async def test_no_more_than_so_many_join_at_once(monkeypatch: pytest.MonkeyPatch
 
 async def test_joins_begin_no_faster_than_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joins, "PER_SECOND", 100.0)
-    gate = JoinGate()
+    gate = JoinGate(Metrics())
     loop = asyncio.get_running_loop()
     begun = []
     for _ in range(5):
@@ -53,7 +54,7 @@ async def test_joins_begin_no_faster_than_the_rate(monkeypatch: pytest.MonkeyPat
 async def test_too_many_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joins, "IN_FLIGHT", 1)
     monkeypatch.setattr(joins, "WAITING", 1)
-    gate = JoinGate()
+    gate = JoinGate(Metrics())
     async with AsyncExitStack() as held:
         await held.enter_async_context(gate.turn())
         waiting = asyncio.create_task(held.enter_async_context(gate.turn()))
@@ -67,7 +68,7 @@ async def test_too_many_that_wait_are_refused(monkeypatch: pytest.MonkeyPatch) -
 async def test_a_turn_that_does_not_come_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(joins, "IN_FLIGHT", 1)
     monkeypatch.setattr(joins, "TURN_TIMEOUT", 0.01)
-    gate = JoinGate()
+    gate = JoinGate(Metrics())
     async with gate.turn():
         with pytest.raises(TooManyJoins):
             await gate.turn().__aenter__()

@@ -39,6 +39,12 @@ def _livekit(server: LiveKitServer) -> dict[str, str]:
     }
 
 
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port: int = free.getsockname()[1]
+    return port
+
+
 async def _run(*arguments: str, **settings: str) -> tuple[int, str, str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -57,8 +63,7 @@ async def _run(*arguments: str, **settings: str) -> tuple[int, str, str]:
 
 @asynccontextmanager
 async def _serving(**settings: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = _free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -162,14 +167,49 @@ async def test_a_wrong_secret_ends_the_start_with_a_line(livekit: LiveKitServer)
     assert "Traceback" not in err
 
 
-async def test_a_port_that_is_taken_ends_the_start_with_a_line(livekit: LiveKitServer) -> None:
+@pytest.mark.parametrize("setting", ["GATEWAY_PORT", "GATEWAY_METRICS_PORT"])
+async def test_a_port_that_is_taken_ends_the_start_with_a_line(setting: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        status, _, err = await _run(**_livekit(livekit), GATEWAY_PORT=port)
+        ports = {"GATEWAY_PORT": "0", setting: port}
+        status, _, err = await _run(**KEYS, LIVEKIT_URL="ws://127.0.0.1:1", **ports)
 
     assert status == 1
-    assert f"GATEWAY_PORT {port}" in err
+    assert f" {setting} {port}: " in err
     assert len(err.splitlines()) == 1
+
+
+async def test_metrics_have_a_port_of_their_own_until_the_end(
+    livekit: LiveKitServer, room: str
+) -> None:
+    token = await _token(livekit, room, "bob")
+    port = _free_port()
+    async with (
+        _serving(**_livekit(livekit), GATEWAY_METRICS_PORT=str(port)) as (process, url),
+        httpx.AsyncClient(timeout=DEADLINE) as client,
+        httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=DEADLINE) as operator,
+    ):
+        path = f"{url}/rooms/{room}/topics/lk.chat/events"
+        async with client.stream("GET", path, headers={"Authorization": f"Bearer {token}"}) as bob:
+            pieces = bob.aiter_text()
+            body = await anext(pieces)
+            while "gateway.opened" not in body:
+                body += await anext(pieces)
+            metrics = await operator.get("/metrics")
+            head = await operator.head("/metrics")
+            others = [await operator.get("/livez"), await client.get(f"{url}/metrics")]
+            process.send_signal(signal.SIGTERM)
+            body += "".join([piece async for piece in pieces])
+        async with asyncio.timeout(DEADLINE):
+            status = await process.wait()
+
+    assert (metrics.status_code, head.status_code) == (200, 200)
+    assert "livekit_gateway_event_streams 1.0\n" in metrics.text
+    assert [(answer.status_code, answer.json()["code"]) for answer in others] == [
+        (404, "not_found")
+    ] * 2
+    assert status == 0
+    assert "gateway.closing" in body
 
 
 async def test_without_livekit_it_serves_and_says_so(room: str) -> None:

@@ -556,6 +556,7 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         ("post", WEBHOOK, webhook, 204),
         ("get", "/readyz", {}, 200),
         ("get", "/livez", {}, 200),
+        ("get", "/metrics", {}, 200),
         ("get", "/openapi.yaml", {}, 200),
     ):
         answer = await client.request(method, _filled(path), **request)

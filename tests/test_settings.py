@@ -29,6 +29,7 @@ def test_every_setting_can_be_set() -> None:
             **REQUIRED,
             "GATEWAY_HOST": "::1",
             "GATEWAY_PORT": "9000",
+            "GATEWAY_METRICS_PORT": "9001",
             "GATEWAY_TOPICS": "a, b",
             "GATEWAY_CORS_ORIGINS": "https://app.example,http://localhost:3000",
             "GATEWAY_PAGE": "off",
@@ -41,6 +42,7 @@ def test_every_setting_can_be_set() -> None:
     assert settings.topics == ("a", "b")
     assert settings.cors_origins == ("https://app.example", "http://localhost:3000")
     assert (settings.host, settings.port, settings.page) == ("::1", 9000, False)
+    assert settings.metrics_port == 9001
     assert (settings.log_level, settings.livekit_log) == ("DEBUG", True)
     assert settings.heartbeat == 2.5
 
@@ -76,6 +78,7 @@ def test_everything_that_is_missing_is_said_at_once() -> None:
         ("GATEWAY_PORT", "tcp://10.0.0.1:8080"),
         ("GATEWAY_PORT", "-1"),
         ("GATEWAY_PORT", "65536"),
+        ("GATEWAY_METRICS_PORT", "0"),
         ("GATEWAY_HEARTBEAT", "nan"),
         ("GATEWAY_HEARTBEAT", "0"),
         ("GATEWAY_LINGER", "inf"),

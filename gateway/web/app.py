@@ -11,10 +11,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.auth import TokenVerifier
 from gateway.hub import Hub
+from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.web import problems
 from gateway.web.event_stream import EventStreamEndpoint, EventStreams
 from gateway.web.expectation import Expectation
+from gateway.web.metrics import METRICS, MetricsEndpoint, OnePortForMetrics
 from gateway.web.operations import (
     NO_STORE,
     OPENAPI,
@@ -34,9 +36,15 @@ from gateway.web.writing import Writings
 
 logger = logging.getLogger("gateway.access")
 
-PROBES = ("/livez", "/readyz")
+PROBES = ("/livez", "/readyz", METRICS)
 """Asked every few seconds by every orchestrator; at INFO they would be most of the log."""
 
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+"""Those that some path takes, or a browser asks with."""
+
+OTHER = "other"
+"""How others are counted, and paths that are none of ours: a client may send any."""
 
 REQUEST_HEADERS = (
     "Authorization",
@@ -74,10 +82,15 @@ def make_app(hub: Hub, settings: Settings) -> ASGIApp:
             *([_cors(settings)] if settings.cors_origins else []),
             Middleware(Expectation),
             Middleware(RawPath),
+            *(
+                [Middleware(OnePortForMetrics, port=settings.metrics_port)]
+                if settings.metrics_port
+                else []
+            ),
         ],
     )
     app.router.redirect_slashes = False
-    return AccessLog(EventStreams(app))
+    return AccessLog(EventStreams(app), hub.metrics)
 
 
 def make_routes(hub: Hub, settings: Settings) -> list[Route]:
@@ -90,6 +103,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
     topics = TopicsEndpoint(hub, verifier)
     participants = ParticipantsEndpoint(hub, verifier)
     webhook = WebhookEndpoint(hub, settings)
+    metrics = MetricsEndpoint(hub, settings, writings, known_uploads)
     readiness = ReadinessEndpoint(hub)
     openapi = file_endpoint(OPENAPI, "application/yaml", NO_STORE)
     page = [
@@ -124,6 +138,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
         Route("/webhooks/livekit", webhook.post, methods=["POST"]),
         Route("/livez", livez),
         Route("/readyz", readiness.get),
+        Route(METRICS, metrics.get),
         Route("/openapi.yaml", openapi),
         *(page if settings.page else []),
     ]
@@ -140,10 +155,14 @@ def _cors(settings: Settings) -> Middleware:
 
 
 class AccessLog:
-    """One line per request when it is over, without its query: tokens and attributes are in there."""
+    """One line per request when it is over, without its query: tokens and attributes are in there.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Requests are counted here too: by their routes, for paths have names in them.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -162,6 +181,18 @@ class AccessLog:
             await self._app(scope, receive, watched)
         finally:
             path = scope["raw_path"].decode("ascii", "replace")
+            self._metrics.requests[_method(scope), _route(scope), status] += 1
             took = (time.perf_counter() - started) * 1000
             level = logging.DEBUG if path in PROBES else logging.INFO
             logger.log(level, "%s %s %d %.0f ms", scope["method"], path, status, took)
+
+
+def _method(scope: Scope) -> str:
+    method: str = scope["method"]
+    return method if method in METHODS else OTHER
+
+
+def _route(scope: Scope) -> str:
+    """What was asked for, with names in place of what is between the slashes."""
+    route = scope.get("route")
+    return route.path if isinstance(route, Route) else OTHER

@@ -32,6 +32,7 @@ from gateway.errors import (
 from gateway.event_log import EventLog, Position, Start, parse_position
 from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
 from gateway.hub import Hold, Hub
+from gateway.metrics import CONTINUED
 from gateway.quota import Quota
 from gateway.settings import Settings
 from gateway.web import sse
@@ -80,7 +81,10 @@ class EventStreamEndpoint:
         self._hub = hub
         self._verifier = verifier
         self._settings = settings
-        self._pump = Pump(heartbeat=settings.heartbeat, write_timeout=settings.write_timeout)
+        self._metrics = hub.metrics
+        self._pump = Pump(
+            hub.metrics, heartbeat=settings.heartbeat, write_timeout=settings.write_timeout
+        )
         self._quota = Quota(
             settings.max_event_streams,
             settings.max_event_streams_of_identity,
@@ -131,8 +135,11 @@ class EventStreamEndpoint:
                 if last is None or media_type != EVENT_STREAM:
                     raise
                 # Any status but 200 would end a browser's EventSource for good.
+                self._metrics.event_streams_turned_away[_reason_of(error)] += 1
                 return _come_back_later(error)
             start = _start(connection.log, shown, replay, last)
+            if last is not None:
+                self._metrics.resumes[start.gap.reason if start.gap else CONTINUED] += 1
             beginning = pieces(_beginning(connection, caller, form, start))
             deadline = self._deadline(caller)
 
@@ -325,10 +332,13 @@ def _start(log: EventLog, topics: frozenset[str], replay: Replay, last: Position
 
 def _come_back_later(error: Unavailable | PresenceRequired) -> Response:
     """A finished event stream: a browser comes back by itself, after the time that it is told."""
-    reason = _LATER.get(type(error), ClosingReason.DISCONNECTED)
     seconds = error.retry_after if isinstance(error, Unavailable) else ABSENT_RETRY
-    body = sse.retry(seconds) + sse.encode(closing(reason))
+    body = sse.retry(seconds) + sse.encode(closing(_reason_of(error)))
     return Response(body, headers=HEADERS, media_type="text/event-stream")
+
+
+def _reason_of(error: Unavailable | PresenceRequired) -> ClosingReason:
+    return _LATER.get(type(error), ClosingReason.DISCONNECTED)
 
 
 _LATER: dict[type[Unavailable | PresenceRequired], ClosingReason] = {

@@ -26,6 +26,7 @@ from gateway.errors import (
     UploadNotFound,
 )
 from gateway.hub import Hub
+from gateway.metrics import COMPLETE
 from gateway.outgoing import Sent
 from gateway.web.reading import RECHECK, BodyReader, Interruption, Wake
 from gateway.web.writing import Gone, Writing, reason_of
@@ -79,6 +80,11 @@ class Upload:
     @property
     def is_over(self) -> bool:
         return self._writing is None
+
+    @property
+    def outcome(self) -> str | None:
+        """How it ended, once it is over."""
+        return COMPLETE if self.sent is not None else self._ended
 
     @property
     def begun(self) -> Sent | None:
@@ -268,11 +274,16 @@ class Uploads:
     def __init__(self, hub: Hub, idle: float) -> None:
         """`idle`: seconds between two requests for an upload after which it is given up."""
         self._idle = idle
+        self._metrics = hub.metrics
         self._known: dict[str, Upload] = {}
         self._over: OrderedDict[str, float] = OrderedDict()
         self._watching: set[asyncio.Task[None]] = set()
         # What the uploads write ends with the connections that carry them.
         hub.watch_drain(self._stop_watching)
+
+    @property
+    def under_way(self) -> int:
+        return len(self._watching)
 
     def add(self, caller: Caller, writing: Writing, length: int | None) -> Upload:
         self._forget_old()
@@ -297,6 +308,8 @@ class Uploads:
         try:
             await upload.until_over()
         finally:
+            if upload.outcome is not None:
+                self._metrics.uploads_ended[upload.outcome] += 1
             self._over[upload.id] = time.monotonic() + REMEMBERED
             if len(self._over) > MAX_REMEMBERED:
                 self._known.pop(self._over.popitem(last=False)[0])

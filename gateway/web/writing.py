@@ -104,6 +104,11 @@ class Writings:
         )
         self._held = HeldBytes(WHOLE_TEXTS_HELD * settings.max_text_bytes)
 
+    @property
+    def open_texts(self) -> int:
+        """Those that are being streamed into rooms, and uploads."""
+        return self._streams.count
+
     def limit(self, form: BodyForm, *, whole: bool) -> int:
         """Most bytes that a text of that form may have."""
         if _is_whole(form, whole):
@@ -201,6 +206,7 @@ class StreamWriting(Writing):
         self._caller = caller
 
     async def feed(self, data: bytes) -> None:
+        self._hub.metrics.text_bytes += len(data)
         for text in self._decoder.feed(data):
             if text:
                 await (await self._opened()).write(text)
@@ -215,12 +221,16 @@ class StreamWriting(Writing):
             if text:
                 await (await self._opened()).write(text)
         require_fits_trailer(self._decoder.trailer)
-        return await (await self._opened()).close(self._decoder.trailer)
+        sent = await (await self._opened()).close(self._decoder.trailer)
+        self._hub.metrics.texts_sent += 1
+        return sent
 
     async def abort(self, reason: str) -> None:
         if self._stream is not None:
             # Receivers are told why its connection ends, not how its sender is told of that.
             await self._stream.abort(self._connection.ended or reason)
+            if self._stream.broken is not None:
+                self._hub.metrics.texts_incomplete[self._stream.broken] += 1
 
     async def aclose(self) -> None:
         await self._holding.aclose()
@@ -287,6 +297,7 @@ class WholeWriting(Writing):
         self._caller = caller
 
     async def feed(self, data: bytes) -> None:
+        self._hub.metrics.text_bytes += len(data)
         for _ in self._decoder.feed(data):
             pass
 
@@ -299,7 +310,9 @@ class WholeWriting(Writing):
             async with connected(self._hub, how, self._caller, gone) as connection:
                 require_valid(self._caller)
                 self.has_begun = True
-                return await connection.send_text(self._caller.identity, text, how.options)
+                sent = await connection.send_text(self._caller.identity, text, how.options)
+                self._hub.metrics.texts_sent += 1
+                return sent
 
     async def abort(self, reason: str) -> None:
         pass
