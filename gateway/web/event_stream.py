@@ -63,7 +63,7 @@ do not come back at once."""
 _SEAT = "event_stream"
 """The name in a request's state of what goes on when all that answered it has returned."""
 
-_KEPT = ("type", "method", "raw_path", "http_version")
+_KEPT = ("type", "method", "raw_path", "http_version", "route")
 """What of a request is still asked for when its event stream is over."""
 
 
