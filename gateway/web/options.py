@@ -143,74 +143,87 @@ def sending(options: Mapping[str, Any], caller: Caller) -> Sending:
         raise InvalidParameter(
             f"'agent_timeout' must be a number of seconds from 0 to {MAX_AGENT_TIMEOUT:g}."
         )
-    return Sending(text_options, presence_of(_string(options, "presence")), timeout)
+    presence = _string("presence", options["presence"]) if "presence" in options else None
+    return Sending(text_options, presence_of(presence), timeout)
 
 
 def _text_options(options: Mapping[str, Any]) -> TextOptions:
-    topic = _string(options, "topic")
-    to = _strings(options, "to")
     _require_few(options)
-    checked = TextOptions(
-        topic=CHAT_TOPIC if topic is None else sending_topic(topic),
-        destination_identities=tuple(dict.fromkeys(checked_identity(name) for name in to)),
-        attributes=string_attributes(options.get("attributes", {})),
-        reply_to_stream_id=_stream_id(options, "reply_to_stream_id"),
-        attached_stream_ids=tuple(
-            checked_name(each, "attached_stream_ids", NAME_BYTES)
-            for each in _strings(options, "attached_stream_ids")
-        ),
-        stream_id=_stream_id(options, "stream_id"),
-        operation=_operation(options),
-        version=_version(options),
-        generated=_generated(options),
-    )
-    if checked.operation == "update" and checked.stream_id is None:
+    checked = {
+        name: check(name, options[name]) for name, check in _CHECKS.items() if name in options
+    }
+    destinations = checked.pop("to", ())
+    made = TextOptions(**{"topic": CHAT_TOPIC} | checked, destination_identities=destinations)
+    if made.operation == "update" and made.stream_id is None:
         raise InvalidParameter("'operation' update needs the 'stream_id' of the text to replace.")
-    require_fits_header(checked)
-    return checked
+    require_fits_header(made)
+    return made
 
 
-def _string(options: Mapping[str, Any], name: str) -> str | None:
-    value = options.get(name)
-    if name in options and not isinstance(value, str):
-        raise InvalidParameter(f"{name!r} must be a string.")
-    return value
+def _topic(name: str, value: object) -> str:
+    return sending_topic(_string(name, value))
 
 
-def _strings(options: Mapping[str, Any], name: str) -> list[str]:
-    values = options.get(name, [])
-    if isinstance(values, str):
-        values = [values]
-    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
-        raise InvalidParameter(f"{name!r} must be a string or an array of strings.")
-    return values
+def _destinations(name: str, value: object) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(checked_identity(each) for each in _strings(name, value)))
 
 
-def _stream_id(options: Mapping[str, Any], name: str) -> str | None:
-    value = _string(options, name)
-    return None if value is None else checked_name(value, name, NAME_BYTES)
+def _attributes(name: str, value: object) -> dict[str, str]:
+    return string_attributes(value)
 
 
-def _operation(options: Mapping[str, Any]) -> Operation:
-    value = options.get("operation", "create")
+def _stream_id(name: str, value: object) -> str:
+    return checked_name(_string(name, value), name, NAME_BYTES)
+
+
+def _stream_ids(name: str, value: object) -> tuple[str, ...]:
+    return tuple(checked_name(each, name, NAME_BYTES) for each in _strings(name, value))
+
+
+def _operation(name: str, value: object) -> Operation:
     for known in get_args(Operation):
         if value == known:
             return known  # type: ignore[no-any-return]
     raise InvalidParameter("'operation' must be create or update.")
 
 
-def _version(options: Mapping[str, Any]) -> int:
-    value = options.get("version", 0)
+def _version(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_VERSION:
         raise InvalidParameter(f"'version' must be a whole number from 0 to {MAX_VERSION}.")
     return value
 
 
-def _generated(options: Mapping[str, Any]) -> bool:
-    value = options.get("generated", False)
+def _generated(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise InvalidParameter("'generated' must be 1 or 0 in the query, true or false in JSON.")
     return value
+
+
+_CHECKS: Mapping[str, Callable[[str, object], Any]] = {
+    "topic": _topic,
+    "to": _destinations,
+    "attributes": _attributes,
+    "reply_to_stream_id": _stream_id,
+    "attached_stream_ids": _stream_ids,
+    "stream_id": _stream_id,
+    "operation": _operation,
+    "version": _version,
+    "generated": _generated,
+}
+"""Of what goes into the stream's header, in the order in which it is looked at: only what is given is."""
+
+
+def _string(name: str, value: object) -> str:
+    if not isinstance(value, str):
+        raise InvalidParameter(f"{name!r} must be a string.")
+    return value
+
+
+def _strings(name: str, value: object) -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not all(isinstance(each, str) for each in values):
+        raise InvalidParameter(f"{name!r} must be a string or an array of strings.")
+    return values
 
 
 def _require_few(options: Mapping[str, Any]) -> None:

@@ -31,6 +31,8 @@ _RESERVED = "lk."
 
 ATTRIBUTE_PREFIX = "attr."
 
+TOKEN = "access_token"  # noqa: S105 - the name of a parameter, which every route knows
+
 _COUNT = re.compile("[0-9]{1,15}")
 
 _WEIGHT = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
@@ -82,47 +84,55 @@ class Query:
     def __init__(
         self, request: Request, allowed: Collection[str], prefix: str | None = None
     ) -> None:
-        try:
-            self._pairs = parse_qsl(
-                request.scope["query_string"].decode("ascii"),
-                keep_blank_values=True,
-                errors="strict",
-                max_num_fields=QUERY_FIELDS,
-            )
-        except UnicodeDecodeError:
-            raise InvalidParameter("The query is not UTF-8 once it is percent-decoded.") from None
-        except ValueError:
-            raise InvalidParameter(f"The query has more than {QUERY_FIELDS} parameters.") from None
-        known = {*allowed, "access_token"}
-        for name, _ in self._pairs:
-            if name not in known and not (prefix and name.startswith(prefix)):
+        self._values: dict[str, list[str]] = {}
+        for name, value in _pairs(request.scope["query_string"]):
+            if name in self._values:
+                self._values[name].append(value)
+            elif name in allowed or name == TOKEN or (prefix and name.startswith(prefix)):
+                self._values[name] = [value]
+            else:
+                known = ", ".join(sorted({*allowed, TOKEN}))
                 raise InvalidParameter(
-                    f"Unknown query parameter {name[:64]!r}; this path knows {', '.join(sorted(known))}"
+                    f"Unknown query parameter {name[:64]!r}; this path knows {known}"
                     + (f", {prefix}NAME." if prefix else ".")
                 )
 
     @property
     def is_empty(self) -> bool:
-        return not self._pairs
+        return not self._values
 
     def all(self, name: str) -> list[str]:
-        return [value for key, value in self._pairs if key == name]
+        return self._values.get(name, [])
 
     def one(self, name: str) -> str | None:
-        values = self.all(name)
+        values = self._values.get(name)
+        if values is None:
+            return None
         if len(values) > 1:
             raise InvalidParameter(f"The query parameter {name!r} is given more than once.")
-        return values[0] if values else None
+        return values[0]
 
     def prefixed(self, prefix: str) -> dict[str, str]:
-        names = [name for name, _ in self._pairs if name.startswith(prefix)]
-        if len(names) != len(set(names)):
+        given = {name: values for name, values in self._values.items() if name.startswith(prefix)}
+        if any(len(values) > 1 for values in given.values()):
             raise InvalidParameter(f"A query parameter {prefix}NAME is given more than once.")
-        return {
-            name.removeprefix(prefix): value
-            for name, value in self._pairs
-            if name.startswith(prefix)
-        }
+        return {name.removeprefix(prefix): values[0] for name, values in given.items()}
+
+
+def _pairs(query: bytes) -> list[tuple[str, str]]:
+    if not query:
+        return []
+    try:
+        return parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            errors="strict",
+            max_num_fields=QUERY_FIELDS,
+        )
+    except UnicodeDecodeError:
+        raise InvalidParameter("The query is not UTF-8 once it is percent-decoded.") from None
+    except ValueError:
+        raise InvalidParameter(f"The query has more than {QUERY_FIELDS} parameters.") from None
 
 
 def authenticate(request: Request, query: Query, verifier: TokenVerifier) -> Caller:
@@ -200,7 +210,7 @@ def presence_of(value: str | None) -> Presence:
 
 def _token(request: Request, query: Query) -> str:
     headers = request.headers.getlist("authorization")
-    in_query = query.one("access_token")
+    in_query = query.one(TOKEN)
     if in_query is not None and headers:
         raise InvalidParameter(
             "Two credentials: give the token in 'Authorization' or in 'access_token', not in both."
