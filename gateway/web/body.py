@@ -25,7 +25,7 @@ from gateway.errors import (
     UnsupportedMediaType,
     shown,
 )
-from gateway.web.parameters import one_header, string_attributes
+from gateway.web.parameters import header_values, one_header, string_attributes
 
 PLAIN = "text/plain"
 JSON = "application/json"
@@ -76,7 +76,7 @@ def body_form(request: Request, *, partial: bool = False) -> BodyForm:
 
     Raises UnsupportedMediaType.
     """
-    values = request.headers.getlist("content-type")
+    values = header_values(request, "content-type")
     if partial:
         # A client that sets headers for all of its requests, and adds this to each with a part, gives both.
         given = (value.strip() for value in ",".join(values).split(","))
@@ -89,7 +89,9 @@ def body_form(request: Request, *, partial: bool = False) -> BodyForm:
         raise UnsupportedMediaType(_not_taken(request, ", ".join(values)))
     if charset not in ("utf-8", "utf8", "us-ascii"):
         raise UnsupportedMediaType("The text must be UTF-8; no other charset is taken.")
-    coding = one_header(request, "content-encoding", "identity")
+    coding = one_header(request, "content-encoding")
+    if coding is None:
+        return BodyForm(media_type, compressed=False)
     if coding.lower() not in ("identity", "gzip", "x-gzip"):
         raise UnsupportedEncoding(
             f"Content-Encoding {shown(coding)} is not supported; use gzip or none."
@@ -98,7 +100,7 @@ def body_form(request: Request, *, partial: bool = False) -> BodyForm:
 
 
 def _not_taken(request: Request, given: str) -> str:
-    if "tus-resumable" in request.headers:
+    if header_values(request, "tus-resumable"):
         return (
             "This is tus 1.0; resumable uploads here are the IETF draft: tus-js-client with protocol"
             " 'ietf-draft-05'."

@@ -146,28 +146,38 @@ def authenticate(request: Request, query: Query, verifier: TokenVerifier) -> Cal
     return caller
 
 
-def one_header(request: Request, name: str, default: str) -> str:
+def header_values(request: Request, name: str) -> list[str]:
+    """One for each time that the header is given. Starlette's own look-up decodes all others as well."""
+    key = name.lower().encode()
+    return [value.decode("latin-1") for given, value in request.scope["headers"] if given == key]
+
+
+def one_header(request: Request, name: str) -> str | None:
     """The header's value. Raises InvalidParameter where it is given more than once."""
-    values = request.headers.getlist(name)
+    values = header_values(request, name)
+    if not values:
+        return None
     if len(values) > 1:
         raise InvalidParameter(f"The header {name!r} is given more than once.")
-    return values[0].strip() if values else default
+    return values[0].strip()
 
 
 def count_header(request: Request, name: str) -> int | None:
     """A number of bytes: an Integer of structured fields (RFC 9651, 3.3.1) that is not negative."""
-    if name not in request.headers:
+    value = one_header(request, name)
+    if value is None:
         return None
-    if not _COUNT.fullmatch(value := one_header(request, name, "")):
+    if not _COUNT.fullmatch(value):
         raise InvalidParameter(f"The header {name!r} must be a number of bytes, in digits.")
     return int(value)
 
 
 def flag_header(request: Request, name: str) -> bool | None:
     """A Boolean of structured fields (RFC 9651, 3.3.6)."""
-    if name not in request.headers:
+    value = one_header(request, name)
+    if value is None:
         return None
-    if (value := one_header(request, name, "")) not in ("?0", "?1"):
+    if value not in ("?0", "?1"):
         raise InvalidParameter(f"The header {name!r} must be ?0 or ?1.")
     return value == "?1"
 
@@ -209,7 +219,7 @@ def presence_of(value: str | None) -> Presence:
 
 
 def _token(request: Request, query: Query) -> str:
-    headers = request.headers.getlist("authorization")
+    headers = header_values(request, "authorization")
     in_query = query.one(TOKEN)
     if in_query is not None and headers:
         raise InvalidParameter(

@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from gateway.auth import Caller
 from gateway.errors import BodyIdle, NotSupported, TokenExpired, TooManyBodies
 from gateway.hub import Hub
+from gateway.web.parameters import header_values
 
 Wake = Callable[[], None]
 
@@ -44,13 +45,13 @@ def drain_of(hub: Hub) -> Interruption:
 
 def content_length(request: Request) -> int | None:
     """Bytes of the body, where its sender has said: not of one that is chunked."""
-    length = request.headers.get("content-length")
-    return None if length is None else int(length)
+    lengths = header_values(request, "content-length")
+    return int(lengths[0]) if lengths else None
 
 
 def is_chunked(request: Request) -> bool:
     """Whether the body comes in chunks, as it is written. Raises NotSupported for other transfer codings."""
-    codings = request.headers.getlist("transfer-encoding")
+    codings = header_values(request, "transfer-encoding")
     if codings and ",".join(codings).strip().lower() != "chunked":
         raise NotSupported("Of transfer codings, chunked is taken and no other (RFC 9112, 6.1).")
     return bool(codings)

@@ -23,6 +23,7 @@ from gateway.web.parameters import (
     authenticate,
     count_header,
     flag_header,
+    header_values,
     one_header,
 )
 from gateway.web.reading import (
@@ -115,7 +116,7 @@ class TextEndpoint:
         if length is not None and length > limit:
             raise too_large(limit)
         # Who asks first whether it may send is told before it has sent.
-        asks = "expect" in request.headers
+        asks = bool(header_values(request, "expect"))
         writing = await self._writings.begin(form, options, caller, whole=whole, asks=asks)
         try:
             reader = BodyReader(request, caller, self._settings.body_idle_timeout, see)
@@ -134,9 +135,10 @@ class TextEndpoint:
 
 
 def _idempotency_key(request: Request) -> str | None:
-    if "idempotency-key" not in request.headers:
+    given = one_header(request, "idempotency-key")
+    if given is None:
         return None
-    match = _KEY.fullmatch(one_header(request, "idempotency-key", ""))
+    match = _KEY.fullmatch(given)
     if match is None:
         raise InvalidParameter(
             "The header 'Idempotency-Key' must be 1 to 255 visible ASCII characters, like a UUID."

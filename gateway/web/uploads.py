@@ -13,7 +13,7 @@ from gateway.settings import Settings
 from gateway.web import problems
 from gateway.web.answer import Answer, accepted, unread
 from gateway.web.body import PARTIAL, BodyForm, too_large
-from gateway.web.parameters import Query, authenticate, count_header, flag_header
+from gateway.web.parameters import Query, authenticate, count_header, flag_header, header_values
 from gateway.web.reading import BodyReader, See, content_length, disconnected
 from gateway.web.upload import Upload, Uploads
 from gateway.web.writing import Writings, reason_of
@@ -56,7 +56,7 @@ class UploadsEndpoint:
         limit = self._writings.limit(form, whole=whole)
         if length is not None and length > limit:
             raise too_large(limit)
-        asks = "expect" in request.headers
+        asks = bool(header_values(request, "expect"))
         writing = await self._writings.begin(
             form, options, caller, whole=whole, lasts=True, asks=asks
         )
@@ -112,7 +112,7 @@ class UploadsEndpoint:
     async def _patch(self, request: Request, caller: Caller, upload: Upload) -> Answer:
         caller.require_can_publish_data()
         # A client that sets headers for all of its requests may have given the type of the whole before.
-        media_type = ",".join(request.headers.getlist("content-type")).rpartition(",")[2].strip()
+        media_type = ",".join(header_values(request, "content-type")).rpartition(",")[2].strip()
         if media_type.lower() != PARTIAL:
             raise UnsupportedMediaType(f"A part of an upload is sent as 'Content-Type: {PARTIAL}'.")
         offset = count_header(request, OFFSET)
@@ -161,7 +161,7 @@ def _declared_length(request: Request, offset: int, *, complete: bool) -> int | 
 
 def _require_none(request: Request, *names: str) -> None:
     for name in names:
-        if name in request.headers:
+        if header_values(request, name):
             raise InvalidParameter(f"The header {name!r} has no meaning in a {request.method}.")
 
 
