@@ -23,7 +23,6 @@ import yaml
 from livekit import api
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import validate
-from starlette.requests import Request
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
@@ -921,7 +920,7 @@ async def test_the_members_of_a_problem_are_those_of_the_code() -> None:
 
 async def _answer(kind: type[GatewayError]) -> httpx.Response:
     error = kind(1, 2) if kind is errors.OffsetMismatch else kind("What happened.")
-    response = await problems.on_gateway_error(Request({"type": "http"}), error)
+    response = problems.on_gateway_error(error)
     content = bytes(response.body)
     return httpx.Response(response.status_code, headers=response.headers, content=content)
 

@@ -1,10 +1,11 @@
 """The answer to a text that LiveKit has accepted."""
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from http import HTTPStatus
 
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from gateway.outgoing import Sent
 
@@ -17,15 +18,20 @@ class Answer:
 
     status: int
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
 
-    def response(self) -> Response:
-        return Response(
-            self.body,
-            self.status,
-            {"Cache-Control": "no-store", **self.headers},
-            media_type="application/json" if self.body else None,
-        )
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Gives it, as starlette's Response does, which works its headers out each time."""
+        headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in ({"Cache-Control": "no-store"} | self.headers).items()
+        ]
+        if self.status != HTTPStatus.NO_CONTENT:
+            headers.append((b"content-length", b"%d" % len(self.body)))
+        if self.body:
+            headers.append((b"content-type", b"application/json"))
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
 
 
 def unread() -> Response:
@@ -33,7 +39,7 @@ def unread() -> Response:
     return Response(status_code=499)
 
 
-def accepted(sent: Sent | None, status: int, headers: Mapping[str, str]) -> Answer:
+def accepted(sent: Sent | None, status: int, headers: dict[str, str]) -> Answer:
     if sent is None:
         return Answer(status, headers=headers)
     told = json.dumps({name: getattr(sent, name) for name in SENT_MEMBERS})

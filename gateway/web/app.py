@@ -1,12 +1,10 @@
-"""The whole HTTP side on one screen: routes, errors, middleware."""
+"""The whole HTTP side on one screen: routes, and what every request goes through before them."""
 
 import logging
 import time
 
-from starlette.applications import Starlette
-from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Route
+from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gateway.auth import TokenVerifier
@@ -26,7 +24,6 @@ from gateway.web.operations import (
     file_endpoint,
     livez,
 )
-from gateway.web.parameters import RawPath
 from gateway.web.rooms import ParticipantsEndpoint, TopicsEndpoint
 from gateway.web.text import TextEndpoint
 from gateway.web.upload import Uploads
@@ -75,22 +72,13 @@ RESPONSE_HEADERS = (
 
 
 def make_app(hub: Hub, settings: Settings) -> ASGIApp:
-    app = Starlette(
-        routes=make_routes(hub, settings),
-        exception_handlers=problems.HANDLERS,
-        middleware=[
-            *([_cors(settings)] if settings.cors_origins else []),
-            Middleware(Expectation),
-            Middleware(RawPath),
-            *(
-                [Middleware(OnePortForMetrics, port=settings.metrics_port)]
-                if settings.metrics_port
-                else []
-            ),
-        ],
-    )
-    app.router.redirect_slashes = False
-    return AccessLog(EventStreams(app), hub.metrics)
+    app: ASGIApp = problems.Problems(Router(make_routes(hub, settings), redirect_slashes=False))
+    if settings.metrics_port:
+        app = OnePortForMetrics(app, settings.metrics_port)
+    app = Expectation(app)
+    if settings.cors_origins:
+        app = _cors(app, settings)
+    return Entrance(EventStreams(app), hub.metrics)
 
 
 def make_routes(hub: Hub, settings: Settings) -> list[Route]:
@@ -115,7 +103,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
         )
     ]
     return [
-        Route("/rooms/{room:segment}/text", text.handle, methods=["POST", "OPTIONS"]),
+        Route("/rooms/{room:segment}/text", text, methods=["POST", "OPTIONS"]),
         Route(
             "/rooms/{room:segment}/uploads/{upload_id:segment}",
             uploads.change,
@@ -144,9 +132,9 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
     ]
 
 
-def _cors(settings: Settings) -> Middleware:
-    return Middleware(
-        CORSMiddleware,
+def _cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    return CORSMiddleware(
+        app,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"],
         allow_headers=(*REQUEST_HEADERS, *MEANINGLESS_HEADERS),
@@ -154,8 +142,9 @@ def _cors(settings: Settings) -> Middleware:
     )
 
 
-class AccessLog:
-    """One line per request when it is over, without its query: tokens and attributes are in there.
+class Entrance:
+    """Where a request comes in: routed on its path as it was sent, so that a room may contain an encoded
+    slash, and one line in the log when it is over, without its query: tokens and attributes are in there.
 
     Requests are counted here too: by their routes, for paths have names in them.
     """
@@ -165,11 +154,9 @@ class AccessLog:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         started = time.perf_counter()
-        status = 500  # what an error that is still on its way out from here is answered with
+        path = scope["path"] = scope["raw_path"].decode("ascii", "replace")
+        status = None
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -179,8 +166,12 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, watched)
+        except Exception:
+            if status is None:
+                await problems.unexpected()(scope, receive, watched)
+            raise  # to the server, which logs it
         finally:
-            path = scope["raw_path"].decode("ascii", "replace")
+            status = status or 500
             self._metrics.requests[_method(scope), _route(scope), status] += 1
             took = (time.perf_counter() - started) * 1000
             level = logging.DEBUG if path in PROBES else logging.INFO

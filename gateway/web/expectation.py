@@ -17,11 +17,7 @@ class Expectation:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        expected = (
-            [value.lower() for name, value in scope["headers"] if name == b"expect"]
-            if scope["type"] == "http"
-            else []
-        )
+        expected = [value.lower() for name, value in scope["headers"] if name == b"expect"]
         if not expected:
             await self._app(scope, receive, send)
         elif expected != [CONTINUE]:

@@ -7,7 +7,6 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import IDENTITY_BYTES, Caller, TokenVerifier
 from gateway.errors import (
@@ -43,18 +42,6 @@ class Presence(StrEnum):
 
     JOIN = "join"
     NONE = "none"
-
-
-class RawPath:
-    """Routes on the path as it was sent, so that a room may contain an encoded slash."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            scope["path"] = scope["raw_path"].decode("ascii", "replace")
-        await self._app(scope, receive, send)
 
 
 class _Segment(Convertor[str]):

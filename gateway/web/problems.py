@@ -10,8 +10,8 @@ from http import HTTPStatus
 from typing import Any
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import errors
 from gateway.errors import GatewayError
@@ -93,7 +93,7 @@ def status_of(kind: type[GatewayError]) -> HTTPStatus:
     return next(STATUSES[ancestor] for ancestor in kind.__mro__ if ancestor in STATUSES)
 
 
-async def on_gateway_error(request: Request, error: GatewayError) -> Response:
+def on_gateway_error(error: GatewayError) -> Response:
     headers = {}
     for kind, challenge in _CHALLENGES.items():
         if isinstance(error, kind):
@@ -134,25 +134,35 @@ NOT_FOUND = (
 )
 
 
-async def on_http_error(request: Request, error: HTTPException) -> Response:
+def on_http_error(scope: Scope, error: HTTPException) -> Response:
     """What starlette's router refuses."""
     if error.status_code == HTTPStatus.NOT_FOUND:
         return problem(404, "not_found", NOT_FOUND)
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         allowed = (error.headers or {}).get("Allow", "")
-        detail = f"This path does not take {request.method}; it takes {allowed}."
+        detail = f"This path does not take {scope['method']}; it takes {allowed}."
         return problem(405, "method_not_allowed", detail, error.headers)
     return problem(error.status_code, "http_error", error.detail, error.headers)
 
 
-async def on_unexpected_error(request: Request, error: Exception) -> Response:
+def unexpected() -> Response:
     """A defect of ours; the log has its traceback, the caller learns nothing of it."""
     return problem(500, "internal_error", "The gateway failed; its log says how.")
 
 
-HANDLERS: Mapping[Any, Any] = {
-    GatewayError: on_gateway_error,
-    HTTPException: on_http_error,
-    Exception: on_unexpected_error,
-}
-"""For starlette, which finds the nearest class among an error's ancestors."""
+class Problems:
+    """Answers with what an app raises; one that has begun to answer ends as with any other error."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self  # else starlette's router answers by itself what it refuses
+        try:
+            await self._app(scope, receive, send)
+        except GatewayError as error:
+            # One error may end many requests, and would gather their tracebacks.
+            error.__traceback__ = None
+            await on_gateway_error(error)(scope, receive, send)
+        except HTTPException as error:
+            await on_http_error(scope, error)(scope, receive, send)

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import Caller, TokenVerifier
 from gateway.errors import InvalidParameter
@@ -58,11 +58,15 @@ class TextEndpoint:
         self._settings = settings
         self._keys: IdempotencyKeys[Answer] = IdempotencyKeys()
 
-    async def handle(self, request: Request) -> Response:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        answer = await self._handle(Request(scope, receive))
+        await answer(scope, receive, send)
+
+    async def _handle(self, request: Request) -> ASGIApp:
         if request.method == "OPTIONS":
             return self._uploads.limits()
         try:
-            return (await self._answer(request)).response()
+            return await self._answer(request)
         except ClientDisconnect:
             return unread()
 

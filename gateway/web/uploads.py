@@ -6,6 +6,7 @@ from urllib.parse import quote
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.types import ASGIApp
 
 from gateway.auth import Caller, TokenVerifier
 from gateway.errors import GatewayError, InvalidParameter, LengthMismatch, UnsupportedMediaType
@@ -74,7 +75,7 @@ class UploadsEndpoint:
             return accepted(upload.begun, 201, location | _headers(upload))
         return accepted(sent, 200, location | _headers(upload))
 
-    async def change(self, request: Request) -> Response:
+    async def change(self, request: Request) -> ASGIApp:
         """HEAD, PATCH and DELETE of one upload. Every answer says where it stands."""
         caller = authenticate(request, Query(request, ()), self._verifier)
         upload = self._uploads.find(caller, request.path_params["upload_id"])
@@ -89,10 +90,10 @@ class UploadsEndpoint:
         except ClientDisconnect:
             return unread()
         except GatewayError as error:
-            response = await problems.on_gateway_error(request, error)
+            response = problems.on_gateway_error(error)
             response.headers.update(_headers(upload))
             return response
-        return answer.response()
+        return answer
 
     def limits(self) -> Response:
         """What the draft has a client ask before it begins."""
