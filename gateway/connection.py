@@ -32,8 +32,8 @@ from gateway.events import (
     RoomWaiting,
     closing,
 )
-from gateway.outgoing import Append, OutgoingStream, Sent, Way, opened, sent
-from gateway.rooms.base import AGENT_STATE, Participant, Room, TextOptions
+from gateway.outgoing import Append, OutgoingStream, Sent, Way, sent
+from gateway.rooms.base import AGENT_STATE, Participant, Room, TextOptions, stream_opened
 from gateway.tally import StreamTally
 
 INTERRUPTION_NOTICED = 20.0
@@ -198,7 +198,9 @@ class Connection(Way):
         append = self._append_for(room, options)
         with self.in_flight:
             header = await room.send_text(text, options, self._on_behalf_of(room, sender))
-            tally = StreamTally(opened(sender, header, options, len(text.encode())))
+            tally = StreamTally(
+                stream_opened(sender, header, options, len(text.encode()), local=True)
+            )
             append(tally.opened)
             if text:
                 append(tally.chunk(text))
@@ -216,7 +218,7 @@ class Connection(Way):
         with self.in_flight:
             async with self.order.turn():
                 writer = await room.open_text_stream(options, self._on_behalf_of(room, sender))
-                tally = StreamTally(opened(sender, writer.header, options, None))
+                tally = StreamTally(stream_opened(sender, writer.header, options, None, local=True))
                 append(tally.opened)
             stream = OutgoingStream(
                 self,

@@ -7,13 +7,12 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 
 from gateway.errors import LiveKitUnavailable, NotPermitted
-from gateway.events import StreamEvent, StreamOpened
+from gateway.events import StreamEvent
 from gateway.rooms.base import (
     Room,
     StreamHeader,
     TextOptions,
     TextStreamWriter,
-    stream_opened,
 )
 from gateway.tally import StreamTally
 
@@ -222,14 +221,6 @@ class OutgoingStream:
         self._append(self._tally.closed(reason, attributes))
         for wake in tuple(self._end_watchers):
             wake()
-
-
-def opened(
-    sender: str, header: StreamHeader, options: TextOptions, size: int | None
-) -> StreamOpened:
-    """What their sender's own log tells of it beside what receivers are told."""
-    told = stream_opened(sender, header, options, size)
-    return replace(told, destination_identities=options.destination_identities, local=True)
 
 
 def sent(

@@ -102,9 +102,15 @@ class StreamHeader:
 
 
 def stream_opened(
-    sender: str, header: StreamHeader, options: TextOptions, size: int | None
+    sender: str,
+    header: StreamHeader,
+    options: TextOptions,
+    size: int | None,
+    *,
+    local: bool = False,
 ) -> StreamOpened:
-    """What receivers are told of a stream that was opened with these options."""
+    """What receivers are told of a stream that was opened with these options, or, `local`, what their
+    sender's own log tells."""
     return StreamOpened(
         stream_id=header.stream_id,
         topic=options.topic,
@@ -112,11 +118,13 @@ def stream_opened(
         timestamp=header.timestamp,
         size=size,
         attributes=dict(options.attributes),
+        destination_identities=options.destination_identities if local else None,
         reply_to_stream_id=options.reply_to_stream_id,
         attached_stream_ids=options.attached_stream_ids,
         generated=options.generated,
         operation=options.operation,
         version=options.version,
+        local=local,
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+from json.encoder import encode_basestring
 from typing import Any
 
 from sse_starlette import ServerSentEvent
@@ -35,8 +36,24 @@ def opening() -> bytes:
 
 
 def block(name: str, data: dict[str, Any], position: str | None = None) -> bytes:
-    written = f"event: {name}\ndata: {_json(data)}\n\n"
+    object_ = ",".join([f'"{member}":{_written(value)}' for member, value in data.items()])
+    written = f"event: {name}\ndata: {{{object_}}}\n\n"
     return (written if position is None else f"id: {position}\n{written}").encode()
+
+
+def _written(value: object) -> str:
+    """As JSON. What most values are is written at once: the encoder takes longer to begin than to write."""
+    if isinstance(value, str):
+        return encode_basestring(value)
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value)
+    if not value and isinstance(value, dict | list | tuple):
+        return "{}" if isinstance(value, dict) else "[]"
+    return _json(value)
 
 
 def without_id(frame: bytes) -> bytes:
