@@ -1,7 +1,7 @@
 """The texts that callers are sending: how many there are, and which stream ids are taken."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from gateway.errors import StreamIdInUse, TooManyOpenStreams
 from gateway.quota import Quota
@@ -33,16 +33,16 @@ class OpenStreams:
         finally:
             give_back()
 
-    @contextmanager
-    def with_id(self, room: str, stream_id: str | None) -> Iterator[None]:
+    def with_id(self, room: str, stream_id: str | None) -> AbstractContextManager[None]:
         """The id is taken while the context lasts: receivers drop a stream whose id is open already.
 
         Raises StreamIdInUse.
         """
-        if stream_id is None:
-            yield  # LiveKit draws one
-            return
-        key = (room, stream_id)
+        # Without one, LiveKit draws one.
+        return nullcontext() if stream_id is None else self._taken((room, stream_id))
+
+    @contextmanager
+    def _taken(self, key: tuple[str, str]) -> Iterator[None]:
         if key in self._ids:
             raise StreamIdInUse("A text with this 'stream_id' is open in the room; close it first.")
         self._ids.add(key)

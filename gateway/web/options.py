@@ -96,17 +96,14 @@ _DEFAULT = Sending(TextOptions(CHAT_TOPIC), Presence.JOIN, 0.0)
 
 def query_options(query: Query) -> dict[str, Any]:
     """Only those given: what is not given may still be in a JSON body."""
-    if query.is_empty:
-        return {}
     options: dict[str, Any] = {}
-    for name, read in _SINGLE.items():
-        if (value := query.one(name)) is not None:
-            options[name] = read(value)
-    for name in _REPEATED:
-        if values := query.all(name):
-            options[name] = values
-    if attributes := query.prefixed(ATTRIBUTE_PREFIX):
-        options["attributes"] = attributes
+    for name in query.names:
+        if name in _SINGLE and (value := query.one(name)) is not None:
+            options[name] = _SINGLE[name](value)
+        elif name in _REPEATED:
+            options[name] = query.all(name)
+        elif name.startswith(ATTRIBUTE_PREFIX) and "attributes" not in options:
+            options["attributes"] = query.prefixed(ATTRIBUTE_PREFIX)
     return options
 
 

@@ -85,8 +85,9 @@ class Query:
                 )
 
     @property
-    def is_empty(self) -> bool:
-        return not self._values
+    def names(self) -> Collection[str]:
+        """Of those given."""
+        return self._values
 
     def all(self, name: str) -> list[str]:
         return self._values.get(name, [])

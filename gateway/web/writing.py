@@ -4,7 +4,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -137,21 +137,15 @@ class Writings:
         how = None if form.media_type == JSON else sending(options, caller)
         if asks and is_whole:
             await self._require_may_begin(how or sending(options, caller), caller, how is not None)
+        if how is None or is_whole:
+            place = ExitStack()
+            if lasts:
+                place.enter_context(self._streams.one_more(caller.identity))
+            return WholeWriting(
+                self._hub, self._streams, self._held, form, options, how, caller, limit, place
+            )
         async with AsyncExitStack() as holding:
-            if lasts or not is_whole:
-                holding.enter_context(self._streams.one_more(caller.identity))
-            if how is None or is_whole:
-                return WholeWriting(
-                    self._hub,
-                    self._streams,
-                    self._held,
-                    form,
-                    options,
-                    how,
-                    caller,
-                    limit,
-                    holding.pop_all(),
-                )
+            holding.enter_context(self._streams.one_more(caller.identity))
             holding.enter_context(self._streams.with_id(caller.room, how.options.stream_id))
             connection = await holding.enter_async_context(connected(self._hub, how, caller))
             text = LinesDecoder() if form.media_type == LINES else PlainDecoder()
@@ -278,11 +272,11 @@ class WholeWriting(Writing):
         how: Sending | None,
         caller: Caller,
         limit: int,
-        holding: AsyncExitStack,
+        place: ExitStack,
     ) -> None:
-        """`how`: where the body adds nothing to the options."""
+        """`how`: where the body adds nothing to the options. `place`: among the open texts, for one that has it."""
         self._how = how
-        self._holding = holding
+        self._place = place
         self.interruption = drain_of(hub)
         self.limit = limit
         self._hub = hub
@@ -320,7 +314,7 @@ class WholeWriting(Writing):
     async def aclose(self) -> None:
         self._held.release(self._caller.identity, self._holds)
         self._holds = 0
-        await self._holding.aclose()
+        self._place.close()
 
     def _text(self, body: str) -> tuple[str, Sending]:
         if self._how is not None:
