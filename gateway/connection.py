@@ -101,7 +101,7 @@ class Connection(Way):
         if self._carrier is None:
             return []
         room = self._carrier.room
-        local = [] if room.local.hidden else [room.local]
+        local = [] if room.hidden else [room.local]
         others = (room.participant(identity) for identity in room.identities)
         return [*local, *(other for other in others if other is not None)]
 

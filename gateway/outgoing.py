@@ -4,7 +4,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import StreamEvent
@@ -24,8 +24,7 @@ Append = Callable[[StreamEvent], None]
 """To the logs of everybody who is to see what is sent."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sent:
+class Sent(NamedTuple):
     """A text that LiveKit has accepted, which is not yet one that was delivered."""
 
     stream_id: str
@@ -167,7 +166,7 @@ class OutgoingStream:
                     )
                 self.broken = None
                 self._finish(None, merged)
-        return replace(self.sent, size=self._tally.size, attributes=merged)
+        return self.sent._replace(size=self._tally.size, attributes=merged)
 
     async def abort(self, reason: str) -> None:
         """Ends it as incomplete, for receivers and for the log; does nothing if it has ended already.

@@ -389,7 +389,7 @@ class ParticipantSession(Connection):
 
     def _require_sending_room(self) -> Room:
         room = super()._require_sending_room()
-        if self._observer is None and room.local.hidden:
+        if self._observer is None and room.hidden:
             # LiveKit hides the sender too: receivers would see a text of nobody.
             raise NotPermitted(
                 "This identity is in the room hidden, by a token that is as new as this request's;"

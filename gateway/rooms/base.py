@@ -15,9 +15,10 @@ another order than their sender's: the SDK reads each in a task of its own (seen
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from gateway.events import ParticipantEvent, StreamEvent, StreamOpened
 
@@ -73,14 +74,13 @@ Operation = Literal["create", "update"]
 """LiveKit's words for what a text is: a new one, or what replaces the earlier one of the same stream id."""
 
 
-@dataclass(frozen=True, slots=True)
-class TextOptions:
+class TextOptions(NamedTuple):
     """What goes with a text into the header of its stream."""
 
     topic: str
     destination_identities: tuple[str, ...] = ()
     """Nobody named: everybody in the room."""
-    attributes: Mapping[str, str] = field(default_factory=dict)
+    attributes: Mapping[str, str] = MappingProxyType({})
     reply_to_stream_id: str | None = None
     attached_stream_ids: tuple[str, ...] = ()
     stream_id: str | None = None
@@ -92,8 +92,7 @@ class TextOptions:
     """Written by a machine."""
 
 
-@dataclass(frozen=True, slots=True)
-class StreamHeader:
+class StreamHeader(NamedTuple):
     """What LiveKit gave the stream that we opened."""
 
     stream_id: str
@@ -180,7 +179,12 @@ class Room(ABC):
     @abstractmethod
     def local(self) -> Participant:
         """Ourselves, with LiveKit's word of now on what we may. It drops in silence what is sent without
-        the permission; we raise NotPermitted. What a hidden participant sends seems to come from nobody."""
+        the permission; we raise NotPermitted."""
+
+    @property
+    @abstractmethod
+    def hidden(self) -> bool:
+        """Whether `local` is: what a hidden participant sends seems to come from nobody."""
 
     @property
     @abstractmethod

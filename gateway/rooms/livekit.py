@@ -322,6 +322,10 @@ class _LiveKitRoom(Room):
         return _participant(self.sdk_room.local_participant)
 
     @property
+    def hidden(self) -> bool:
+        return bool(self.sdk_room.local_participant.permissions.hidden)
+
+    @property
     def identities(self) -> Collection[str]:
         return self.sdk_room.remote_participants.keys()
 

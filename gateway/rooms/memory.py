@@ -136,6 +136,10 @@ class MemoryRoom(Room):
         )
 
     @property
+    def hidden(self) -> bool:
+        return self.unseen
+
+    @property
     def identities(self) -> Collection[str]:
         return [room.identity for room in self._others() if not room.unseen]
 

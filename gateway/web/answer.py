@@ -1,15 +1,13 @@
 """The answer to a text that LiveKit has accepted."""
 
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gateway.outgoing import Sent
-
-SENT_MEMBERS = tuple(member.name for member in fields(Sent))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,5 +40,4 @@ def unread() -> Response:
 def accepted(sent: Sent | None, status: int, headers: dict[str, str]) -> Answer:
     if sent is None:
         return Answer(status, headers=headers)
-    told = json.dumps({name: getattr(sent, name) for name in SENT_MEMBERS})
-    return Answer(status, f"{told}\n".encode(), headers)
+    return Answer(status, f"{json.dumps(sent._asdict())}\n".encode(), headers)

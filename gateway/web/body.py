@@ -10,8 +10,7 @@ import json
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.requests import Request
 
@@ -62,8 +61,7 @@ FORM = "application/x-www-form-urlencoded"
 """What curl -d sends unless it is told otherwise."""
 
 
-@dataclass(frozen=True, slots=True)
-class BodyForm:
+class BodyForm(NamedTuple):
     """What the headers of a body say that it is."""
 
     media_type: str

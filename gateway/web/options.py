@@ -4,8 +4,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from gateway.auth import Caller
 from gateway.errors import HeaderTooLarge, InvalidParameter
@@ -40,8 +39,7 @@ MAX_VERSION = 2**31 - 1
 """The field of LiveKit's header is a signed one of 32 bits."""
 
 
-@dataclass(frozen=True, slots=True)
-class Sending:
+class Sending(NamedTuple):
     """How one text is sent."""
 
     options: TextOptions

@@ -70,7 +70,7 @@ class BodyReader:
         """`idle`: seconds without a byte after which it is given up."""
         self._receive = request.receive
         # Our own server says it; with another each wait is set up.
-        self._is_ready: Callable[[], bool] = getattr(request.state, "ready", bool)
+        self._is_ready: Callable[[], bool] = request.scope.get("state", {}).get("ready", bool)
         self._ended = False
         self._since = time.monotonic()
         self._expires_at = caller.expires_at
