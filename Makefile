@@ -7,7 +7,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f 1)
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11
 SOURCES := $(wildcard gateway tests tools benchmarks)
-TEST_PROGRAMS := chromium nginx npm redis-server
+TEST_PROGRAMS := caddy chromium curl haproxy nginx npm openssl redis-server
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold bench-delivery lock clean
@@ -23,7 +23,7 @@ run: install  ## start a LiveKit server (unless LIVEKIT_URL is set) and the gate
 test: install  ## run all tests (ARGS="-k name -x" is passed to pytest)
 	$(VENV)/bin/python -m pytest $(ARGS)
 
-test-deps:  ## install the programs that tests use: chromium, nginx, npm, redis-server (Debian)
+test-deps:  ## install the programs that tests use: chromium, nginx, haproxy and others (Debian)
 	@missing=''; \
 	for program in $(TEST_PROGRAMS); do \
 		PATH="$$PATH:/usr/sbin:/sbin" command -v "$$program" >/dev/null || missing="$$missing $$program"; \

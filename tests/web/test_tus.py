@@ -13,7 +13,7 @@ from playwright.async_api import Browser
 
 from tests.conftest import Serve
 from tests.cutting_proxy import Cut, How, Way, random_cuts
-from tests.nginx import running_nginx
+from tests.proxies.programs import running_nginx
 from tests.tus import CHUNK, PATIENCE, Heard, Rig, tus_rig
 
 pytestmark = [pytest.mark.needs("chromium"), pytest.mark.needs("npm")]
@@ -226,13 +226,13 @@ async def test_an_upload_goes_on_after_a_reload_of_its_page(
 
 
 @pytest.mark.needs("nginx")
-@pytest.mark.parametrize("without", [(), ("proxy_request_buffering",)])
+@pytest.mark.parametrize("buffering", [[], [("proxy_request_buffering off;", "")]])
 async def test_a_text_arrives_through_nginx(
-    serve_memory: Serve, rig: MakeRig, tmp_path: Path, without: tuple[str, ...]
+    serve_memory: Serve, rig: MakeRig, tmp_path: Path, buffering: list[tuple[str, str]]
 ) -> None:
     async with (
         serve_memory() as gateway,
-        running_nginx(gateway.url, tmp_path, *without) as nginx,
+        running_nginx(gateway.url, tmp_path, None, *buffering) as nginx,
         rig(gateway, through=nginx) as uploading,
     ):
         uploaded, heard = await uploading.upload(
