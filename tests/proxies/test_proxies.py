@@ -217,12 +217,16 @@ async def test_while_the_gateway_is_away_a_browser_is_told_to_come_back(
 async def test_while_the_gateway_is_away_everybody_else_is_told_the_problem(
     through: Through, ask: Ask
 ) -> None:
-    async def asked(url: str) -> tuple[httpx.Response, dict[str, Any]]:
-        async with ask("--data", "text", url) as asking:
+    async def asked(*arguments: str) -> tuple[httpx.Response, dict[str, Any]]:
+        async with ask(*arguments) as asking:
             return await asking.problem()
 
+    json_lines = ("-H", "Accept: application/x-ndjson")
     async with through(NOBODY) as proxy:
-        answers = await asyncio.gather(*(asked(proxy + path) for path in OTHER_ROUTES))
+        answers = await asyncio.gather(
+            *(asked("--data", "text", proxy + path) for path in OTHER_ROUTES),
+            *(asked(*json_lines, proxy + path) for path in EVENT_ROUTES),
+        )
 
     for answer, problem in answers:
         assert answer.status_code in (502, 503)
