@@ -174,7 +174,7 @@ async def running_caddy(
     documented = _documented(
         "Caddyfile",
         *changes,
-        ("gateway.example.com {", f"{address} {{\n\t{tls}"),
+        ("gateway.example.com {", f"{address} {{\n\tbind 127.0.0.1\n\t{tls}"),
         ("127.0.0.1:8080", upstream.removeprefix("http://")),
     )
     # Port 80, the one that it is administered by and HTTP/3's, of UDP, may be another's.
