@@ -18,7 +18,7 @@ from jwt.warnings import InsecureKeyLengthWarning
 
 from gateway import __version__
 from gateway.errors import JoinFailed, LiveKitUnavailable
-from gateway.event_log import EventLog
+from gateway.event_log import EventLog, LogBudget
 from gateway.hub import Hub
 from gateway.logs import configure_logging
 from gateway.rooms.base import Rooms
@@ -43,9 +43,10 @@ logs, which keep what every text leaves behind, are looked through again and aga
 
 
 def make_hub(rooms: Rooms, settings: Settings) -> Hub:
+    budget = LogBudget(settings.log_total_bytes)
     return Hub(
         rooms,
-        lambda topics: EventLog(sse.encode, settings.log_bounds, topics),
+        lambda topics: EventLog(sse.encode, settings.log_bounds, topics, budget),
         topics=settings.topics,
         linger=settings.linger,
         max_connections=settings.max_connections,

@@ -172,6 +172,11 @@ class Connection(Way):
         self._receive(topic)
         self.log.register_topic(topic)
 
+    def receive_from_now(self, topic: str) -> None:
+        """Registers it as long as there is room, for who is given a position to follow it from."""
+        if not self.log.is_registered(topic) and self.has_room_for_topics:
+            self.register_topic(topic)
+
     def drop_topic(self, topic: str) -> None:
         """Receives the topic no more, unless somebody follows it now."""
         if self._followers[topic] or not self.log.is_registered(topic):
@@ -360,6 +365,5 @@ class Connection(Way):
     def _position_before(self, topic: str) -> str:
         """Where to follow a text from that is sent now. Its topic is received from here on, as long as
         there is room for it: a sender with a topic for each text is not stopped by that."""
-        if not self.log.is_registered(topic) and self.has_room_for_topics:
-            self.register_topic(topic)
+        self.receive_from_now(topic)
         return str(self.log.head)

@@ -35,9 +35,11 @@ GatewayError
 │   ├── NotInRoom               the participant is not in the room through us
 │   ├── UploadNotFound          no such upload, or not of this caller
 │   ├── UploadEnded             the upload has ended before it was whole
+│   ├── StreamNotFound          no text of that id is remembered
 │   └── TopicNotRegistered      nobody registered the topic
 ├── Conflict                    it is, but something else is under way
 │   ├── TopicFixed              a topic of GATEWAY_TOPICS, which no request drops
+│   ├── StreamAmbiguous         texts of several participants have that id
 │   ├── StreamIdInUse           a stream of that id is open in the room
 │   ├── IdempotencyKeyInUse     the first request with that key is not over
 │   └── UploadInterrupted       another request for the upload took over
@@ -221,6 +223,10 @@ class UploadNotFound(NotThere):
     code = "upload_not_found"
 
 
+class StreamNotFound(NotThere):
+    code = "stream_not_found"
+
+
 class UploadEnded(NotThere):
     code = "upload_ended"
 
@@ -231,6 +237,10 @@ class Conflict(GatewayError):
 
 class TopicFixed(Conflict):
     code = "topic_fixed"
+
+
+class StreamAmbiguous(Conflict):
+    code = "stream_ambiguous"
 
 
 class StreamIdInUse(Conflict):

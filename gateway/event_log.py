@@ -8,6 +8,7 @@ A position is written `<epoch>-<seq>`. The epoch is drawn when the log begins, s
 earlier log (the process restarted, the gateway had left the room) is never taken for one of this.
 """
 
+import math
 import re
 import secrets
 import time
@@ -15,6 +16,7 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NamedTuple
 
 from gateway.errors import InvalidParameter
@@ -108,9 +110,14 @@ class LoggedStream:
     opened: Entry = field(init=False)
     chunks: deque[Entry] | tuple[Entry, ...] = field(default_factory=deque)
     """A deque costs 600 bytes: only those that are open have one."""
+    dropped: int = 0
+    """Chunks that eviction has dropped, from the beginning on."""
     evicted_to: int = 0
-    """The last chunk dropped by eviction, as a sequence number; 0 while there is none."""
+    """The last of them, as a sequence number; 0 while there is none."""
     closed: Entry | None = None
+    earlier: "LoggedStream | None" = None
+    """The one before of this stream id: an id may be used again, and by others."""
+    later: "LoggedStream | None" = None
 
     @property
     def is_whole(self) -> bool:
@@ -142,16 +149,46 @@ class Evicted(Exception):
     """The log has dropped events that this cursor had not read yet."""
 
 
+class LogBudget:
+    """How much all logs of the process may keep together; the one that keeps most gives way first."""
+
+    RELIEF = 64
+    """What is given up at once is such a part of the whole, so that it is not looked for with every event."""
+
+    def __init__(self, most: float = math.inf) -> None:
+        """`most`: bytes of encoded events."""
+        self.most = most
+        self.held = 0
+        self._logs: set[EventLog] = set()
+
+    def join(self, log: "EventLog") -> None:
+        self._logs.add(log)
+
+    def leave(self, log: "EventLog") -> None:
+        if log in self._logs:
+            self._logs.discard(log)
+            self.held -= log.size
+
+    def relieve(self) -> None:
+        """The logs that keep most drop their oldest, until there is room again."""
+        wanted = self.most - self.most / self.RELIEF
+        for log in sorted(self._logs, key=lambda log: log.size, reverse=True):
+            if self.held <= wanted:
+                return
+            log.evict(max(0, log.size - int(self.held - wanted)))
+
+
 class EventLog:
     def __init__(
         self,
         encode: Encode,
         bounds: LogBounds,
         topics: Collection[str] = (),
+        budget: "LogBudget | None" = None,
         *,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`topics` are received from the log's beginning."""
+        """`topics` are received from the log's beginning. `budget`: shared with others."""
         self.epoch = secrets.token_hex(EPOCH_BYTES)
         self.ended: GatewayClosing | None = None
         """Set when nothing more will be appended; subscribers leave with it."""
@@ -159,6 +196,8 @@ class EventLog:
         """Interruptions so far, by their reasons."""
         self._encode = encode
         self._bounds = bounds
+        self._budget = LogBudget() if budget is None else budget
+        self._budget.join(self)
         self._now = now
         # Kept entries are _entries[_start:]; the list is cut when half of it is behind _start,
         # which makes eviction and access by sequence number O(1) where a deque would scan.
@@ -168,6 +207,9 @@ class EventLog:
         self._bytes = 0
         self._registered = {PARTICIPANTS: 0, **dict.fromkeys(topics, 0)}
         self._open: dict[_StreamKey, LoggedStream] = {}
+        # Those that are open, and those that are closed and kept whole, the older first.
+        self._listed: dict[str, dict[int, LoggedStream]] = {}
+        self._by_id: dict[str, LoggedStream] = {}
         self._interruptions: deque[Entry] = deque(maxlen=INTERRUPTIONS)
         # Copied when they change, so that whoever is called may come and go.
         self._watchers: dict[str, tuple[Watch, ...]] = {}
@@ -318,6 +360,26 @@ class EventLog:
         kept = [entry for entry in self._kept(first) if entry.is_for(topics)]
         return Start(gap, self._head, [*pinned, *kept])
 
+    def streams(self, topic: str, before: int | None, most: int) -> list[LoggedStream]:
+        """Those that are open, and those that are closed and kept whole; the newest first, of those that were
+        opened before the event of that sequence number."""
+        self._evict()
+        of_topic = self._listed.get(topic, {})
+        found = (
+            stream for seq, stream in reversed(of_topic.items()) if before is None or seq < before
+        )
+        return list(islice(found, most))
+
+    def streams_with_id(self, stream_id: str) -> list[LoggedStream]:
+        """Likewise, the latest of each sender."""
+        self._evict()
+        latest: dict[str, LoggedStream] = {}
+        stream = self._by_id.get(stream_id)
+        while stream is not None:
+            latest.setdefault(stream.participant_identity, stream)
+            stream = stream.earlier
+        return list(latest.values())
+
     def read(self, seq: int, topics: Collection[str]) -> Read:
         """What came after `seq` on the topics, up to READ_BYTES.
 
@@ -360,7 +422,10 @@ class EventLog:
         self._head = entry.seq
         self._entries.append(entry)
         self._bytes += len(entry.frame)
+        self._budget.held += len(entry.frame)
         self._evict()
+        if self._budget.held > self._budget.most:
+            self._budget.relieve()
         if entry.topic is None:
             for watch in self._all_watchers:
                 watch(entry)
@@ -381,7 +446,11 @@ class EventLog:
         match event:
             case StreamOpened():
                 stream.opened = entry
-                self._open[stream.participant_identity, stream.stream_id] = stream
+                key = stream.participant_identity, stream.stream_id
+                if (unclosed := self._open.get(key)) is not None:
+                    self._unlist(unclosed)
+                self._open[key] = stream
+                self._list(stream)
             case StreamClosed():
                 del self._open[stream.participant_identity, stream.stream_id]
                 stream.chunks = tuple(stream.chunks)
@@ -391,14 +460,27 @@ class EventLog:
             case _:
                 stream.chunks.append(entry)  # type: ignore[union-attr]  # it is open
 
-    def _evict(self) -> None:
+    def evict(self, most_bytes: int | None = None) -> None:
+        """Drops what is too old, which else waits for somebody to add or to read; and the oldest beyond so many
+        bytes, where that is less than the bounds say."""
+        most = self._bounds.bytes
+        self._evict(most if most_bytes is None else min(most, most_bytes))
+
+    def discard(self) -> None:
+        """Nobody comes back to it: it counts no more."""
+        self._budget.leave(self)
+        self._budget = LogBudget()
+
+    def _evict(self, most_bytes: int | None = None) -> None:
+        if most_bytes is None:
+            most_bytes = self._bounds.bytes
         oldest = self._now() - self._bounds.age
         kept = len(self._entries) - self._start
         while kept and (
             kept > self._bounds.events
             or self._entries[self._start].time <= oldest
             # The newest stays however large it is: else nobody would ever be handed it.
-            or (self._bytes > self._bounds.bytes and kept > 1)
+            or (self._bytes > most_bytes and kept > 1)
         ):
             self._drop(self._entries[self._start])
             self._entries[self._start] = _DROPPED
@@ -410,18 +492,46 @@ class EventLog:
 
     def _drop(self, entry: Entry) -> None:
         self._bytes -= len(entry.frame)
+        self._budget.held -= len(entry.frame)
         stream = entry.stream
         if stream is None:
             return
         if stream.closed is None:
             if entry is not stream.opened:
                 stream.chunks.popleft()  # type: ignore[union-attr]  # it is open
+                stream.dropped += 1
                 stream.evicted_to = entry.seq
         elif entry is stream.opened:
             self._forget(stream)
 
+    def _list(self, stream: LoggedStream) -> None:
+        of_topic = self._listed.setdefault(stream.opened.topic or "", {})
+        of_topic[stream.opened.seq] = stream
+        if (earlier := self._by_id.get(stream.stream_id)) is not None:
+            stream.earlier, earlier.later = earlier, stream
+        self._by_id[stream.stream_id] = stream
+
+    def _unlist(self, stream: LoggedStream) -> None:
+        topic = stream.opened.topic or ""
+        of_topic = self._listed.get(topic, {})
+        if of_topic.pop(stream.opened.seq, None) is None:
+            return
+        if not of_topic:
+            del self._listed[topic]
+        earlier, later = stream.earlier, stream.later
+        if earlier is not None:
+            earlier.later = later
+        if later is not None:
+            later.earlier = earlier
+        elif earlier is not None:
+            self._by_id[stream.stream_id] = earlier
+        else:
+            del self._by_id[stream.stream_id]
+        stream.earlier = stream.later = None
+
     def _forget(self, stream: LoggedStream) -> None:
         """A closed stream whose beginning is gone; what is left of it must not be held by its end."""
+        self._unlist(stream)
         if stream.chunks:
             stream.evicted_to = stream.chunks[-1].seq
             stream.chunks = ()

@@ -54,6 +54,9 @@ class Key(NamedTuple):
     """None: the observer of the room."""
 
 
+SWEEP = 60.0
+"""Seconds between two looks at what is remembered for too long."""
+
 DRAIN_PAUSE = 0.01
 """Seconds between leaving one room and the next at most, when all are left."""
 
@@ -165,6 +168,7 @@ class Hub:
         self._slots: dict[Key, _Slot[Any]] = {}
         self._registered: dict[str, _Registered] = {}
         self._ends: OrderedDict[Key, str] = OrderedDict()
+        self._sweeping: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._drain_watchers: set[Callable[[], None]] = set()
 
@@ -456,6 +460,8 @@ class Hub:
             raise TooManyConnections("The gateway has as many LiveKit connections as it takes.")
         slot = _Slot(key, new(), asyncio.get_running_loop().create_future())
         self._slots[key] = slot
+        if self._sweeping is None:
+            self._sweep_later()
         # The join belongs to the hub: whoever asked first may go away while others wait for it.
         slot.living = self._start(self._live(slot))
         return slot
@@ -490,12 +496,24 @@ class Hub:
             slot.linger.cancel()
         if self._slots.get(slot.key) is slot:
             del self._slots[slot.key]
+            slot.connection.log.discard()
             self._count_past(slot.connection.log)
 
     def _count_past(self, log: EventLog) -> None:
         self.metrics.past_events += log.head.seq
         self.metrics.past_evicted_events += log.head.seq - log.kept
         self.metrics.past_gaps += log.gaps
+
+    def _sweep_later(self) -> None:
+        self._sweeping = asyncio.get_running_loop().call_later(SWEEP, self._sweep)
+
+    def _sweep(self) -> None:
+        """What is too old is dropped also where nothing happens."""
+        for slot in self._slots.values():
+            slot.connection.log.evict()
+        self._sweeping = None
+        if self._slots:
+            self._sweep_later()
 
     def _release(self, slot: _Slot[Any]) -> None:
         slot.users -= 1

@@ -168,6 +168,9 @@ class Settings:
     log_bytes: int = _setting("GATEWAY_LOG_BYTES", _count(1024, 1024**4), LogBounds().bytes)
     log_age: float = _setting("GATEWAY_LOG_AGE", _seconds(1, 7 * 86_400), LogBounds().age)
 
+    log_total_bytes: int = _setting("GATEWAY_LOG_TOTAL_BYTES", _count(1024, 1024**4), 512 * 1024**2)
+    """Beside the connections' own gigabyte at most; with fewer than 64 that are full, each has all of its own."""
+
     @property
     def log_bounds(self) -> LogBounds:
         return LogBounds(self.log_events, self.log_bytes, self.log_age)

@@ -15,6 +15,7 @@ from gateway.event_log import (
     EventLog,
     Evicted,
     LogBounds,
+    LogBudget,
     Position,
     parse_position,
 )
@@ -139,6 +140,42 @@ def _held_by(log: EventLog, events: Iterable[StreamEvent]) -> int:
         return tracemalloc.get_traced_memory()[0]
     finally:
         tracemalloc.stop()
+
+
+def test_logs_share_a_budget_and_the_one_that_keeps_most_gives_way() -> None:
+    budget = LogBudget(most=10_000)
+    small, large = (
+        EventLog(lambda event, position: bytes(100), LogBounds(), "t", budget) for _ in range(2)
+    )
+    for index in range(10):
+        small.append(_chunk("a", index))
+    for index in range(200):
+        large.append(_chunk("a", index))
+    together = budget.held
+    large.discard()
+    large.append(_chunk("a", 200))
+
+    assert (small.kept, small.size) == (10, 1_000)
+    assert 10_000 - 10_000 / LogBudget.RELIEF - 100 < together <= 10_000
+    assert budget.held == small.size
+
+
+def test_streams_are_listed_while_they_are_open_or_kept_whole() -> None:
+    log = _log(events=6)
+    log.append(_opened("a"))
+    log.append(_closed("a", 0))
+    log.append(_opened("b"))
+    log.append(_opened("a"))
+    listed = [stream.stream_id for stream in log.streams("t", None, 10)]
+    for index in range(6):
+        log.append(_chunk("b", index))
+    left = [stream.stream_id for stream in log.streams("t", None, 10)]
+    (again,) = log.streams_with_id("a")
+
+    assert listed == ["a", "b", "a"]
+    assert left == ["a", "b"]
+    assert (again.opened.seq, again.earlier, again.later) == (4, None, None)
+    assert log.streams("u", None, 10) == log.streams_with_id("c") == []
 
 
 def test_an_open_stream_keeps_its_header_when_its_beginning_is_dropped() -> None:

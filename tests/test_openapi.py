@@ -61,6 +61,8 @@ TOPICS = "/rooms/{room}/topics"
 TOPIC = "/rooms/{room}/topics/{topic}"
 EVENTS = "/rooms/{room}/topics/{topic}/events"
 ROOM_EVENTS = "/rooms/{room}/events"
+STREAMS = "/rooms/{room}/topics/{topic}/streams"
+STREAM = "/rooms/{room}/streams/{stream_id}"
 PARTICIPANTS = "/rooms/{room}/participants"
 PARTICIPANT = "/rooms/{room}/participants/{identity}"
 WEBHOOK = "/webhooks/livekit"
@@ -73,7 +75,14 @@ OF_ROOMS = [
 ]
 """Every documented operation that needs a credential."""
 
-JOINING = [("post", TEXT), ("get", EVENTS), ("get", ROOM_EVENTS), ("get", PARTICIPANTS)]
+JOINING = [
+    ("post", TEXT),
+    ("get", EVENTS),
+    ("get", ROOM_EVENTS),
+    ("get", PARTICIPANTS),
+    ("get", STREAMS),
+    ("get", STREAM),
+]
 """Those that make the caller a participant."""
 
 BEGUN = {"Location", "Upload-Offset", "Upload-Complete"}
@@ -550,6 +559,9 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         ("post", TEXT, {"json": {"text": "Hello", "to": "bob", "attributes": {"a": "b"}}}, 200),
         ("post", TEXT, {"json": {"text": "Hello", "presence": "none", "agent_timeout": 0}}, 200),
         ("post", TEXT, {"content": b"Hello", "headers": {"Content-Type": "text/plain"}}, 200),
+        ("post", TEXT, {"json": {"text": "Hello", "stream_id": "note-1"}}, 200),
+        ("get", STREAMS, {}, 200),
+        ("get", STREAM, {}, 200),
         ("options", TEXT, {}, 204),
         ("delete", PARTICIPANT, {}, 204),
         ("post", WEBHOOK, webhook, 204),
@@ -686,6 +698,12 @@ async def test_event_streams_are_answered_as_documented() -> None:
         ("delete", TOPIC, {}, 403, "missing_grant"),
         ("delete", TOPIC, ADMIN, 409, "topic_fixed"),
         ("delete", TOPIC.replace("{topic}", "later"), ADMIN, 404, "topic_not_registered"),
+        ("get", STREAMS, {"params": {"limit": "0"}}, 400, "invalid_parameter"),
+        ("get", STREAMS, {"params": {"before": POSITION}}, 400, "invalid_parameter"),
+        ("get", STREAMS, {"params": {"presence": "none"}}, 403, "presence_required"),
+        ("get", STREAMS.replace("{topic}", "lk.x"), {}, 403, "topic_reserved"),
+        ("get", STREAM, {}, 404, "stream_not_found"),
+        ("get", STREAM, {"params": {"presence": "none"}}, 403, "presence_required"),
         ("get", PARTICIPANTS, {"params": {"presence": "none"}}, 403, "presence_required"),
         ("delete", PARTICIPANT.replace("{identity}", "bob"), {}, 403, "identity_mismatch"),
         ("delete", PARTICIPANT, {}, 404, "not_in_room"),
@@ -1112,7 +1130,7 @@ def _filled(path: str) -> str:
     room, topic = path.replace("{room}", "r"), "lk.chat"
     upload_id = "4nVmtA5XiYnTHqJbW0yTcw"
     filled = room.replace("{topic}", topic).replace("{identity}", "alice")
-    return filled.replace("{upload_id}", upload_id)
+    return filled.replace("{upload_id}", upload_id).replace("{stream_id}", "note-1")
 
 
 def _documented(path: str) -> str:

@@ -14,6 +14,7 @@ from gateway.settings import Settings
 from gateway.web import problems
 from gateway.web.event_stream import EventStreamEndpoint, EventStreams
 from gateway.web.expectation import Expectation
+from gateway.web.history import HistoryEndpoint
 from gateway.web.metrics import METRICS, MetricsEndpoint, OnePortForMetrics
 from gateway.web.operations import (
     NO_STORE,
@@ -91,6 +92,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
     topics = TopicsEndpoint(hub, verifier)
     participants = ParticipantsEndpoint(hub, verifier)
     webhook = WebhookEndpoint(hub, settings)
+    history = HistoryEndpoint(hub, verifier)
     metrics = MetricsEndpoint(hub, settings, writings, known_uploads)
     readiness = ReadinessEndpoint(hub)
     openapi = file_endpoint(OPENAPI, "application/yaml", NO_STORE)
@@ -117,6 +119,8 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
             methods=["PUT", "DELETE"],
         ),
         Route("/rooms/{room:segment}/topics/{topic:segment}/events", events.of_topic),
+        Route("/rooms/{room:segment}/topics/{topic:segment}/streams", history.of_topic),
+        Route("/rooms/{room:segment}/streams/{stream_id:segment}", history.of_id),
         Route("/rooms/{room:segment}/participants", participants.get),
         Route(
             "/rooms/{room:segment}/participants/{identity:segment}",

@@ -1,15 +1,17 @@
 """What is in a room beside its texts: registered topics, and participants."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from gateway.auth import TokenVerifier
+from gateway.auth import Caller, TokenVerifier
 from gateway.connection import Connection
 from gateway.errors import IdentityMismatch
-from gateway.hub import Hub
+from gateway.hub import Hold, Hub
 from gateway.rooms.base import Participant
 from gateway.web.parameters import (
     Presence,
@@ -62,11 +64,8 @@ class ParticipantsEndpoint:
         presence = presence_of(query.one("presence"))
         if request.method == "HEAD":
             return JSONResponse(None, headers=NO_STORE)  # joins nothing, as that of an event stream
-        if presence is Presence.JOIN:
-            async with self._hub.session(caller) as session:
-                return _listed(session)
-        with await self._hub.hold_unseen(caller, _nothing) as observer:
-            return _listed(observer)
+        async with visited(self._hub, caller, presence) as connection:
+            return _listed(connection)
 
     async def delete(self, request: Request) -> Response:
         """The caller leaves the room now, for good."""
@@ -80,8 +79,20 @@ class ParticipantsEndpoint:
         return Response(status_code=204, headers=NO_STORE)
 
 
+@asynccontextmanager
+async def visited(hub: Hub, caller: Caller, presence: Presence) -> AsyncIterator[Connection]:
+    """What the caller reads, for as long as one answer takes. Raises what joining raises, and PresenceRequired."""
+    hold: Hold[Any]
+    if presence is Presence.JOIN:
+        hold = await hub.hold_session(caller)
+    else:
+        hold = await hub.hold_unseen(caller, _nothing)
+    with hold as connection:
+        yield connection
+
+
 def _nothing() -> None:
-    """Where the answer does not take long enough for it to matter."""
+    """An answer does not take so long that it would matter."""
 
 
 def _listed(connection: Connection) -> Response:
