@@ -117,9 +117,9 @@ class Pump:
                 lambda: self._channels.pop(key),
             )
         follower = Follower(channel, outlet, beginning, seq, deadline, self.write_timeout)
-        outlet.follow(follower)
         channel.add(follower)
         self._metrics.event_streams_opened += 1
+        outlet.follow(follower)  # which may have lost its client already
         wait = self._heartbeat * random.uniform(FIRST_HEARTBEAT, 1)  # noqa: S311 - no secret
         self._tend_at(min(asyncio.get_running_loop().time() + wait, deadline.at), follower)
         return follower
@@ -224,12 +224,12 @@ class Channel:
     def deliver(self, now: float) -> Iterator[None]:
         """Writes all that is new to those who have the rest, and the next piece to those who do not."""
         new, self._pending = self._pending, []
-        before, self.delivered = self.delivered, self.log.head.seq
+        self.delivered = self.log.head.seq
         data = self.form.entries(new) if new else b""
         if data:
             self.wrote_at = now
             self._is_spreading = True
-            yield from self._spread(self.frame(data), before)
+            yield from self._spread(self.frame(data), new[0].seq - 1)
             self._is_spreading = False
             self.metrics.delivered(len(self._level), len(new), len(data), since=new[0].time)
         yield from self._step(now)
@@ -251,7 +251,7 @@ class Channel:
         if self._is_spreading or follower not in self._level:
             return None
         # What is new and not for them has passed them by.
-        seq = self.delivered if self._pending else self.log.head.seq
+        seq = self._pending[0].seq - 1 if self._pending else self.log.head.seq
         if seq != self._beat_seq:
             self._beat_seq = seq
             position = str(Position(self.log.epoch, seq))
