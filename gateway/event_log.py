@@ -16,6 +16,7 @@ from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
@@ -63,11 +64,11 @@ class Position(NamedTuple):
         return f"{self.epoch}-{self.seq}"
 
 
-def parse_position(value: str) -> Position:
+def parse_position(value: str, name: str = "Last-Event-ID") -> Position:
     match = _POSITION.fullmatch(value)
     if match is None:
         raise InvalidParameter(
-            "Last-Event-ID is not an id of this gateway; it looks like 9f86d081884c7d65-42."
+            f"{name} is not an id of this gateway; it looks like 9f86d081884c7d65-42."
         )
     return Position(match[1], int(match[2]))
 
@@ -79,7 +80,7 @@ class LogBounds:
     events: int = 10_000
     """A busy transcript is some 20 events/s: about eight minutes of it."""
     bytes: int = 8 * 1024 * 1024
-    """Of encoded events; 300 rooms that are all full stay near 2.4 GB."""
+    """Of encoded events; all logs together have a bound of their own."""
     age: float = 3600.0
     """Seconds; a laptop that slept through lunch still resumes."""
 
@@ -149,6 +150,16 @@ class Evicted(Exception):
     """The log has dropped events that this cursor had not read yet."""
 
 
+class EvictedBy(StrEnum):
+    """What an event was dropped for."""
+
+    AGE = "age"
+    COUNT = "count"
+    SIZE = "size"
+    TOTAL = "total"
+    """All logs together held too much, and this one the most."""
+
+
 class LogBudget:
     """How much all logs of the process may keep together; the one that keeps most gives way first."""
 
@@ -170,12 +181,18 @@ class LogBudget:
             self.held -= log.size
 
     def relieve(self) -> None:
-        """The logs that keep most drop their oldest, until there is room again."""
-        wanted = self.most - self.most / self.RELIEF
-        for log in sorted(self._logs, key=lambda log: log.size, reverse=True):
-            if self.held <= wanted:
+        """The logs that keep most drop their oldest, down to the same size: one alone would lose all of it
+        where many are alike."""
+        excess = self.held - (self.most - self.most / self.RELIEF)
+        logs = sorted(self._logs, key=lambda log: log.size, reverse=True)
+        together = 0
+        for number, log in enumerate(logs, 1):
+            together += log.size
+            level = (together - excess) / number
+            if number == len(logs) or level >= logs[number].size:
+                for larger in logs[:number]:
+                    larger.shrink(int(level))
                 return
-            log.evict(max(0, log.size - int(self.held - wanted)))
 
 
 class EventLog:
@@ -194,6 +211,8 @@ class EventLog:
         """Set when nothing more will be appended; subscribers leave with it."""
         self.gaps: Counter[str] = Counter()
         """Interruptions so far, by their reasons."""
+        self.evicted: Counter[str] = Counter()
+        """Events dropped so far, by what for."""
         self._encode = encode
         self._bounds = bounds
         self._budget = LogBudget() if budget is None else budget
@@ -460,32 +479,47 @@ class EventLog:
             case _:
                 stream.chunks.append(entry)  # type: ignore[union-attr]  # it is open
 
-    def evict(self, most_bytes: int | None = None) -> None:
-        """Drops what is too old, which else waits for somebody to add or to read; and the oldest beyond so many
-        bytes, where that is less than the bounds say."""
-        most = self._bounds.bytes
-        self._evict(most if most_bytes is None else min(most, most_bytes))
+    def evict(self) -> None:
+        """Drops what is too old, which else waits for somebody to add or to read."""
+        self._evict()
+
+    def shrink(self, size: int) -> None:
+        """Drops the oldest beyond so many bytes, for other logs; the newest stays."""
+        while self._bytes > size and self.kept > 1:
+            self._drop_oldest(EvictedBy.TOTAL)
+        self._cut()
 
     def discard(self) -> None:
         """Nobody comes back to it: it counts no more."""
         self._budget.leave(self)
         self._budget = LogBudget()
 
-    def _evict(self, most_bytes: int | None = None) -> None:
-        if most_bytes is None:
-            most_bytes = self._bounds.bytes
-        oldest = self._now() - self._bounds.age
-        kept = len(self._entries) - self._start
-        while kept and (
-            kept > self._bounds.events
-            or self._entries[self._start].time <= oldest
-            # The newest stays however large it is: else nobody would ever be handed it.
-            or (self._bytes > most_bytes and kept > 1)
-        ):
-            self._drop(self._entries[self._start])
-            self._entries[self._start] = _DROPPED
-            self._start += 1
-            kept -= 1
+    def _evict(self) -> None:
+        while (reason := self._surplus()) is not None:
+            self._drop_oldest(reason)
+        self._cut()
+
+    def _surplus(self) -> EvictedBy | None:
+        """What the oldest event is to be dropped for."""
+        kept = self.kept
+        if not kept:
+            return None
+        if kept > self._bounds.events:
+            return EvictedBy.COUNT
+        # The newest stays however large it is: else nobody would ever be handed it.
+        if self._bytes > self._bounds.bytes and kept > 1:
+            return EvictedBy.SIZE
+        if self._entries[self._start].time <= self._now() - self._bounds.age:
+            return EvictedBy.AGE
+        return None
+
+    def _drop_oldest(self, reason: EvictedBy) -> None:
+        self._drop(self._entries[self._start])
+        self._entries[self._start] = _DROPPED
+        self._start += 1
+        self.evicted[reason] += 1
+
+    def _cut(self) -> None:
         if self._start > len(self._entries) // 2:
             del self._entries[: self._start]
             self._start = 0

@@ -501,7 +501,7 @@ class Hub:
 
     def _count_past(self, log: EventLog) -> None:
         self.metrics.past_events += log.head.seq
-        self.metrics.past_evicted_events += log.head.seq - log.kept
+        self.metrics.past_evicted_events += log.evicted
         self.metrics.past_gaps += log.gaps
 
     def _sweep_later(self) -> None:

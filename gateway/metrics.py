@@ -62,7 +62,7 @@ class Metrics:
     delivery_lag: Histogram = field(default_factory=lambda: Histogram(LAG_BOUNDS))
     past_events: int = 0
     """Appended to logs that are gone, and so below; those that are there have their own count."""
-    past_evicted_events: int = 0
+    past_evicted_events: Counter[str] = field(default_factory=Counter)
     past_gaps: Counter[str] = field(default_factory=Counter)
     texts_sent: int = 0
     texts_incomplete: Counter[str] = field(default_factory=Counter)

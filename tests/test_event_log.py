@@ -160,6 +160,47 @@ def test_logs_share_a_budget_and_the_one_that_keeps_most_gives_way() -> None:
     assert budget.held == small.size
 
 
+def test_logs_that_are_alike_give_up_alike() -> None:
+    budget = LogBudget(most=20_000)
+    logs = [
+        EventLog(lambda event, position: bytes(100), LogBounds(), "t", budget) for _ in range(10)
+    ]
+    for index in range(100):
+        for log in logs:
+            log.append(_chunk("a", index))
+            assert budget.held == sum(each.size for each in logs) <= budget.most
+
+    assert {log.kept for log in logs} <= {18, 19, 20}
+    assert all(log.evicted == {"total": 100 - log.kept} for log in logs)
+
+
+def test_each_log_keeps_its_newest_event_whatever_all_hold() -> None:
+    budget = LogBudget(most=150)
+    logs = [
+        EventLog(lambda event, position: bytes(100), LogBounds(), "t", budget) for _ in range(5)
+    ]
+    for log in logs:
+        log.append(_opened("a"))
+        log.append(_chunk("a", 0))
+
+    assert [log.kept for log in logs] == [1] * 5
+
+
+def test_what_was_dropped_is_counted_by_what_for() -> None:
+    now = 0.0
+    size = len(_encode(_chunk("a", 0), "0123456789abcdef-1"))
+    bounds = LogBounds(events=3, bytes=4 * size, age=10)
+    log = EventLog(_encode, bounds, "t", now=lambda: now)
+    for index in range(4):
+        log.append(_chunk("a", index))
+    log.append(StreamChunk("a" * 2 * size, "t", "bob", 4, ""))
+    now = 10.0
+    log.evict()
+
+    assert log.evicted == {"count": 2, "size": 1, "age": 2}
+    assert (log.kept, log.size, log.head.seq) == (0, 0, 5)
+
+
 def test_streams_are_listed_while_they_are_open_or_kept_whole() -> None:
     log = _log(events=6)
     log.append(_opened("a"))

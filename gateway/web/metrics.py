@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__
 from gateway.errors import JoinFailed, LiveKitUnavailable, TooManyJoins
+from gateway.event_log import EvictedBy
 from gateway.events import ClosingReason, GapReason
 from gateway.hub import Hub, State
 from gateway.metrics import (
@@ -146,10 +147,11 @@ class _Gateway:
         appended = sum(log.head.seq for log in logs)
         kept = sum(log.kept for log in logs)
         yield _counter("events", "Events that were added to logs.", metrics.past_events + appended)
-        yield _counter(
+        yield _by(
+            ("reason", EvictedBy),
             "evicted_events",
-            "Events that logs dropped for their bounds.",
-            metrics.past_evicted_events + appended - kept,
+            "Events that logs dropped, by the bound that they did it for.",
+            sum((log.evicted for log in logs), metrics.past_evicted_events),
         )
         yield _by(
             ("reason", (GapReason.UNKNOWN, GapReason.HANDOVER)),
