@@ -17,7 +17,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import islice
 from typing import NamedTuple
 
 from gateway.errors import InvalidParameter
@@ -124,6 +123,11 @@ class LoggedStream:
     def is_whole(self) -> bool:
         """Whether its text is here from the beginning."""
         return not self.evicted_to
+
+    @property
+    def size(self) -> int:
+        """Bytes of its chunks as they are kept."""
+        return sum(len(chunk.frame) for chunk in self.chunks)
 
 
 _DROPPED = Entry(0, 0.0, "", b"")
@@ -379,15 +383,14 @@ class EventLog:
         kept = [entry for entry in self._kept(first) if entry.is_for(topics)]
         return Start(gap, self._head, [*pinned, *kept])
 
-    def streams(self, topic: str, before: int | None, most: int) -> list[LoggedStream]:
+    def streams(self, topic: str, before: int | None = None) -> Iterator[LoggedStream]:
         """Those that are open, and those that are closed and kept whole; the newest first, of those that were
         opened before the event of that sequence number."""
         self._evict()
         of_topic = self._listed.get(topic, {})
-        found = (
+        return (
             stream for seq, stream in reversed(of_topic.items()) if before is None or seq < before
         )
-        return list(islice(found, most))
 
     def streams_with_id(self, stream_id: str) -> list[LoggedStream]:
         """Likewise, the latest of each sender."""

@@ -207,16 +207,16 @@ def test_streams_are_listed_while_they_are_open_or_kept_whole() -> None:
     log.append(_closed("a", 0))
     log.append(_opened("b"))
     log.append(_opened("a"))
-    listed = [stream.stream_id for stream in log.streams("t", None, 10)]
+    listed = [stream.stream_id for stream in log.streams("t")]
     for index in range(6):
         log.append(_chunk("b", index))
-    left = [stream.stream_id for stream in log.streams("t", None, 10)]
+    left = [stream.stream_id for stream in log.streams("t")]
     (again,) = log.streams_with_id("a")
 
     assert listed == ["a", "b", "a"]
     assert left == ["a", "b"]
     assert (again.opened.seq, again.earlier, again.later) == (4, None, None)
-    assert log.streams("u", None, 10) == log.streams_with_id("c") == []
+    assert list(log.streams("u")) == log.streams_with_id("c") == []
 
 
 def test_an_open_stream_keeps_its_header_when_its_beginning_is_dropped() -> None:
@@ -331,6 +331,7 @@ STEPS = st.lists(
         st.tuples(st.just("read"), st.integers(0, 2), st.sampled_from(["t", "u", "tu"])),
         st.tuples(st.just("resume"), st.integers(0, 40), st.sampled_from(["t", "u", "tu"])),
         st.tuples(st.just("replay"), st.just(0), st.sampled_from(["t", "u", "tu"])),
+        st.tuples(st.just("history"), st.integers(0, 40), st.sampled_from(["t", "u"])),
     ),
     max_size=60,
 )
@@ -355,6 +356,9 @@ def test_every_reader_sees_exactly_the_log_or_is_told(steps: list[tuple[str, obj
         elif kind == "resume":
             assert isinstance(what, int)
             _check_resume(log, model, what, topics)
+        elif kind == "history":
+            assert isinstance(what, int)
+            _check_history(log, model, what, topics)
         else:
             _check_replay_open(log, model, topics)
 
@@ -407,6 +411,42 @@ def _check_resume(log: EventLog, model: _Model, seq: int, topics: str) -> None:
     assert start.gap.to == str(log.head)
     assert start.seq == len(model.events)
     assert len(start.replay) == len(log.replay_open(topics).replay)
+
+
+def _check_history(log: EventLog, model: _Model, before: int, topic: str) -> None:
+    """What is open, as far as it is kept, and what is closed and kept whole."""
+    listed: list[tuple[int, list[int], bool, int]] = []
+    latest: dict[str, int] = {}
+    for begun, event in enumerate(model.events, 1):
+        if not isinstance(event, StreamOpened):
+            continue
+        seqs: list[int] = []
+        for seq, other in enumerate(model.events[begun:], begun + 1):
+            if other.stream_id == event.stream_id:
+                if isinstance(other, StreamOpened):
+                    break
+                seqs.append(seq)
+        is_closed = bool(seqs) and isinstance(model.events[seqs[-1] - 1], StreamClosed)
+        if is_closed and begun < model.first:
+            continue
+        latest[event.stream_id] = begun
+        if event.topic == topic and begun < before:
+            chunks = seqs[:-1] if is_closed else seqs
+            kept = [seq for seq in chunks if seq >= model.first]
+            listed.append((begun, kept, is_closed, len(chunks) - len(kept)))
+    found = [
+        (
+            stream.opened.seq,
+            [chunk.seq for chunk in stream.chunks],
+            stream.closed is not None,
+            stream.dropped,
+        )
+        for stream in log.streams(topic, before)
+    ]
+    assert found == listed[::-1]
+    for stream_id in "abc":
+        kept = [stream.opened.seq for stream in log.streams_with_id(stream_id)]
+        assert kept == ([latest[stream_id]] if stream_id in latest else [])
 
 
 def _check_replay_open(log: EventLog, model: _Model, topics: str) -> None:

@@ -35,7 +35,7 @@ from gateway.rooms import base, incoming
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
-from gateway.web import body, forms, options, problems, sse, upload, writing
+from gateway.web import body, forms, history, options, problems, sse, upload, writing
 from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app, make_routes
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
@@ -465,6 +465,29 @@ def _is_taken(lines: str) -> bool:
     except GatewayError:
         return False
     return True
+
+
+def test_the_bounds_of_a_page_of_texts_are_those_of_the_code() -> None:
+    limit = _query(STREAMS, "get", "limit")
+
+    assert (limit["schema"]["maximum"], limit["schema"]["default"]) == (history.MOST, history.LIMIT)
+    assert f"{history.PAGE_BYTES / 2**20:g} MiB" in limit["description"]
+
+
+async def test_a_text_that_is_not_told_is_answered_as_documented(
+    client: httpx.AsyncClient, hub: Hub
+) -> None:
+    await client.get(_filled(STREAM))
+    (log,) = hub.logs
+    answers = []
+    for identity, topic in (("bob", "lk.agent.session"), ("carol", "lk.chat")):
+        log.append(events.StreamOpened("note-1", topic, identity, 1))
+        answers.append(await client.get(_filled(STREAM)))
+
+    told = [(answer.status_code, answer.json()["code"]) for answer in answers]
+    assert told == [(403, "topic_reserved"), (409, "stream_ambiguous")]
+    for answer in answers:
+        _check_answer(answer, _operations(STREAM)["get"]["responses"][str(answer.status_code)])
 
 
 async def test_the_key_of_the_example_is_one(client: httpx.AsyncClient) -> None:

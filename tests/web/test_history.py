@@ -182,6 +182,67 @@ async def test_who_reads_unseen_finds_what_the_observer_has_heard(serve: Serve, 
     assert _texts(answer.json()) == ["heard"]
 
 
+async def test_a_page_ends_where_its_texts_are_long(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        for letter in "abc":
+            await gateway.post(room, "bob", letter * 700_000)
+        first = await _page(gateway, room)
+        second = await _page(gateway, room, before=first["next"])
+
+    assert [text[0] for text in _texts(first)] == ["c", "b"]
+    assert [text[0] for text in _texts(second)] == ["a"]
+    assert second["next"] is None
+
+
+async def test_a_text_that_broke_off_says_so(serve: Serve, room: str) -> None:
+    async with serve() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        async with gateway.upload(room, "carol") as upload:
+            upload.send(b"half")
+            await bob.until("stream.chunk")
+            upload.break_off()
+        await bob.until("stream.closed")
+        (stream,) = (await _page(gateway, room))["streams"]
+
+    assert (stream["state"], stream["complete"]) == ("closed", False)
+    assert (stream["reason"], stream["text"]) == ("client_disconnected", "half")
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("topics/lk.chat/streams?limit=101", 400, "invalid_parameter"),
+        ("topics/lk.chat/streams?limit=-1", 400, "invalid_parameter"),
+        ("topics/lk.chat/streams?limit=x", 400, "invalid_parameter"),
+        ("topics/lk.chat/streams?before=7", 400, "invalid_parameter"),
+        ("topics/lk.chat/streams?presence=some", 400, "invalid_parameter"),
+        ("topics/lk.chat/streams?after=x", 400, "invalid_parameter"),
+        ("topics/lk.agent.session/streams", 403, "topic_reserved"),
+        ("streams/s?limit=1", 400, "invalid_parameter"),
+        (f"streams/{'s' * 257}", 400, "invalid_parameter"),
+    ],
+)
+async def test_what_is_wrong_with_a_request_is_said_and_joins_nothing(
+    serve_memory: Serve, room: str, path: str, status: int, code: str
+) -> None:
+    async with serve_memory() as gateway:
+        headers = gateway.bearer("bob", room)
+        answer = await gateway.client.get(f"/rooms/{room}/{path}", headers=headers)
+        head = await gateway.client.head(f"/rooms/{room}/{path}", headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+    assert head.status_code == status
+    assert gateway.hub.connections == 0
+
+
+async def test_a_token_that_may_not_read_is_refused(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        headers = gateway.bearer("bob", room, can_subscribe=False)
+        for path in ("topics/lk.chat/streams", "streams/s"):
+            answer = await gateway.client.get(f"/rooms/{room}/{path}", headers=headers)
+            assert (answer.status_code, answer.json()["code"]) == (403, "missing_grant")
+
+
 @pytest.mark.parametrize("path", ["topics/lk.chat/streams", "streams/note-1"])
 async def test_head_joins_nothing(serve_memory: Serve, room: str, path: str) -> None:
     async with serve_memory() as gateway:
