@@ -9,6 +9,7 @@ import asyncio
 import heapq
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import NamedTuple, Protocol
@@ -86,7 +87,7 @@ class Pump:
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._channels: dict[tuple[EventLog, frozenset[str], Form, object], Channel] = {}
-        self._hurried: dict[Channel, None] = {}
+        self._hurried: OrderedDict[Channel, None] = OrderedDict()
         self._turns: Iterator[None] | None = None
         self._due: list[tuple[float, int, Follower]] = []
         self._numbers = count()
@@ -131,17 +132,22 @@ class Pump:
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        # An error of whoever is called goes to the loop, which logs it, and does not hold up what comes next.
         turns, self._turns = self._turns, None
-        if turns is not None and next(turns, _DONE) is not _DONE:
-            self._turns = turns
-            asyncio.get_running_loop().call_soon(self._turn)
+        try:
+            if turns is not None and next(turns, _DONE) is not _DONE:
+                self._turns = turns
+        finally:
+            # An error of whoever is called goes to the loop, which logs it, and does not hold up the others.
+            if self._turns is None and self._hurried:
+                self._turns = self._work()
+            if self._turns is not None:
+                asyncio.get_running_loop().call_soon(self._turn)
 
     def _work(self) -> Iterator[None]:
         """Until nobody has anything to be written; yields when others should have their turn."""
         while self._hurried:
-            hurried, self._hurried = self._hurried, {}
-            for number, channel in enumerate(hurried, 1):
+            for number in range(1, len(self._hurried) + 1):
+                channel, _ = self._hurried.popitem(last=False)
                 yield from channel.deliver(asyncio.get_running_loop().time())
                 if number % TURN_CHANNELS == 0:
                     yield
@@ -229,8 +235,10 @@ class Channel:
         if data:
             self.wrote_at = now
             self._is_spreading = True
-            yield from self._spread(self.frame(data), new[0].seq - 1)
-            self._is_spreading = False
+            try:
+                yield from self._spread(self.frame(data), new[0].seq - 1)
+            finally:
+                self._is_spreading = False
             self.metrics.delivered(len(self._level), len(new), len(data), since=new[0].time)
         yield from self._step(now)
         if self.log.ended is not None and not self._pending:
@@ -259,15 +267,22 @@ class Channel:
         return self._beat
 
     def _spread(self, data: bytes, before: int) -> Iterator[None]:
-        for number, follower in enumerate(tuple(self._level), 1):
-            if follower not in self._level:
-                pass  # it has left since
-            elif follower.is_blocked:
+        followers = iter(tuple(self._level))
+        try:
+            for number, follower in enumerate(followers, 1):
+                if follower not in self._level:
+                    pass  # it has left since
+                elif follower.is_blocked:
+                    self.fall_behind(follower, before)
+                else:
+                    follower.write(data)
+                if number % TURN_WRITES == 0:
+                    yield
+        finally:
+            # Only after an error are there any left, who have not been written this.
+            for follower in followers:
                 self.fall_behind(follower, before)
-            else:
-                follower.write(data)
-            if number % TURN_WRITES == 0:
-                yield
+                self.hurry()
 
     def _step(self, now: float) -> Iterator[None]:
         for number, follower in enumerate(tuple(self._behind), 1):
@@ -330,13 +345,16 @@ class Follower:
         return self._outlet.is_blocked
 
     def write(self, data: bytes) -> None:
-        """Data that is framed."""
+        """Data that is framed. Who cannot be written it is written nothing more: it would miss it."""
+        is_written = False
         try:
             self._outlet.write(data)
+            is_written = True
         except RuntimeError:
-            # uvloop's word for a socket that is closed already; uvicorn misses the end of a client
-            # that has sent another request behind this one.
-            self.lost()
+            pass  # uvloop's word for a socket that is closed already, as uvicorn does not always tell
+        finally:
+            if not is_written:
+                self.lost()
 
     def leave(self, reason: ClosingReason) -> None:
         """Its client is told why as soon as it takes anything, and that is the end."""

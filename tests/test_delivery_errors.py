@@ -1,0 +1,78 @@
+"""The pump goes on where one whom it calls fails in a way that nobody expected."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from gateway.delivery import Deadline, Follower, Pump
+from gateway.event_log import EventLog, LogBounds
+from gateway.events import ClosingReason, StreamChunk
+from gateway.metrics import Metrics
+from gateway.web import sse
+from gateway.web.forms import EVENT_STREAM, FORMS, View
+from tests.running_gateway import DEADLINE
+
+
+class Broken(Exception):
+    pass
+
+
+class Socket:
+    """See `gateway.delivery.Outlet`."""
+
+    def __init__(self) -> None:
+        self.is_blocked = False
+        self.is_broken = False
+        self.written: asyncio.Queue[bytes] = asyncio.Queue()
+
+        self.write: Callable[[bytes], None] = self._write
+        self.frame: Callable[[bytes], bytes] = _as_it_is
+
+    def _write(self, data: bytes) -> None:
+        if self.is_broken:
+            raise Broken
+        self.written.put_nowait(data)
+
+    def follow(self, listener: Follower) -> None:
+        pass
+
+    def unsent(self) -> int:
+        return 0
+
+    def abort(self) -> None:
+        pass
+
+    async def until(self, text: bytes) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while text not in await self.written.get():
+                pass
+
+
+def _as_it_is(data: bytes) -> bytes:
+    return data
+
+
+async def test_a_reader_that_cannot_be_written_to_holds_up_no_other() -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    pump = Pump(Metrics(), heartbeat=0.1, write_timeout=30.0)
+    log, other = (EventLog(sse.encode, LogBounds(), "t") for _ in range(2))
+    broken, behind_it, elsewhere = (Socket() for _ in range(3))
+    never = Deadline(asyncio.get_running_loop().time() + 3600, ClosingReason.MAX_AGE)
+    form = FORMS[EVENT_STREAM, View.STREAMS]
+    followers = []
+    for read, socket in ((log, broken), (log, behind_it), (other, elsewhere)):
+        begun = iter([b"begun"])
+        followers.append(pump.follow(read, frozenset("t"), form, socket, begun, 0, never))
+        await socket.until(b"heartbeat")
+    broken.is_broken = True
+    for each in (log, other):
+        each.append(StreamChunk("s", "t", "bob", 0, "said"))
+    for socket in (behind_it, elsewhere):
+        await socket.until(b"said")
+    is_over = [follower.over.done() for follower in followers]
+    for follower in followers:
+        follower.lost()
+
+    assert is_over == [True, False, False]  # who misses something comes back for it
+    assert [type(error["exception"]) for error in errors] == [Broken]
