@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import count
 from typing import NamedTuple, Protocol
 
-from gateway.event_log import Entry, EventLog, Evicted, Position
+from gateway.event_log import READ_BYTES, Entry, EventLog, Evicted, Position
 from gateway.events import ClosingReason, Event, closing
 from gateway.metrics import CLIENT_GONE, STALLED, Metrics
 
@@ -60,17 +60,31 @@ class Outlet(Protocol):
         """Drops the client: closing would wait for it to read."""
 
 
+class Piece(NamedTuple):
+    """Some READ_BYTES of what is written: whole events, or a part of one that is larger."""
+
+    data: bytes
+    ends_event: bool
+    """Whether something else may be written after it."""
+
+
 class Form(Protocol):
     """How events are written."""
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
         """With their ids; empty where this form shows none of them."""
 
+    def pieces(self, entries: Iterable[Entry]) -> Iterator[Piece]:
+        """Likewise, for one who reads alone: what is not asked for yet is held by the log only."""
+
     def event(self, event: Event, position: str | None = None) -> bytes:
         """One that is for this follower alone."""
 
     def heartbeat(self, position: str) -> bytes:
         """Says nothing, and moves the client's position."""
+
+
+_NOTHING = Piece(b"", ends_event=True)
 
 
 class Deadline(NamedTuple):
@@ -99,7 +113,7 @@ class Pump:
         topics: frozenset[str],
         form: Form,
         outlet: Outlet,
-        beginning: Iterator[bytes],
+        beginning: Iterator[Piece],
         seq: int,
         deadline: Deadline,
     ) -> "Follower":
@@ -231,8 +245,12 @@ class Channel:
         """Writes all that is new to those who have the rest, and the next piece to those who do not."""
         new, self._pending = self._pending, []
         self.delivered = self.log.head.seq
-        data = self.form.entries(new) if new else b""
-        if data:
+        data = self.form.entries(new) if new and self._level else b""
+        if len(data) > READ_BYTES * len(self._level):
+            # More than what they would hold by reading on alone, if they took nothing of it.
+            for follower in tuple(self._level):
+                self.fall_behind(follower, new[0].seq - 1)
+        elif data:
             self.wrote_at = now
             self._is_spreading = True
             try:
@@ -302,11 +320,12 @@ class Follower:
     """One client."""
 
     __slots__ = (
-        "_beginning",
         "_channel",
         "_deadline",
         "_final",
+        "_in_event",
         "_outlet",
+        "_pieces",
         "_reason",
         "_stall",
         "_unsent",
@@ -320,7 +339,7 @@ class Follower:
         self,
         channel: Channel,
         outlet: Outlet,
-        beginning: Iterator[bytes],
+        beginning: Iterator[Piece],
         seq: int,
         deadline: Deadline,
         write_timeout: float,
@@ -331,7 +350,9 @@ class Follower:
         """What it has, while it lacks something."""
         self._channel = channel
         self._outlet = outlet
-        self._beginning: Iterator[bytes] | None = beginning
+        self._pieces: Iterator[Piece] | None = beginning
+        """What has been read, or begun with."""
+        self._in_event = False
         self._deadline = deadline
         self._final: bytes | None = None
         self._reason = CLIENT_GONE
@@ -379,7 +400,7 @@ class Follower:
         """The client is gone."""
         if not self.over.done():
             self._forget_stall()
-            self._beginning = None
+            self._pieces = None
             self._channel.drop(self)
             self._channel.metrics.event_streams_closed[self._reason] += 1
             self.over.set_result(None)
@@ -388,36 +409,40 @@ class Follower:
         """Writes the next piece of what it lacks; whether it has all then."""
         if self.is_blocked:
             return False
-        if self._final is not None:
+        if self._final is not None and not self._in_event:
             self.write(self._channel.frame(self._final))
             self.lost()
             return False
         try:
-            piece = self._next_piece()
+            piece, ends_event = self._next_piece()
         except Evicted:
             # Coming back with its last id, the client is told the gap.
             self.leave(ClosingReason.SLOW)
             return False
+        self._in_event = not ends_event
         if piece:
             self._wrote_at = now
             self._channel.metrics.delivered_bytes += len(piece)
             self.write(self._channel.frame(piece))
         if self.over.done():
             return False
-        if self._beginning is None and self.seq == self._channel.delivered:
+        if self._pieces is None and self.seq == self._channel.delivered:
             return True
         self._channel.hurry()
         return False
 
-    def _next_piece(self) -> bytes:
-        if self._beginning is not None:
-            if (piece := next(self._beginning, None)) is not None:
+    def _next_piece(self) -> Piece:
+        if self._pieces is not None:
+            if (piece := next(self._pieces, None)) is not None:
                 return piece
-            self._beginning = None
+            self._pieces = None
         read = self._channel.log.read(self.seq, self._channel.topics)
         self.seq = read.seq
+        if not read.entries:
+            return _NOTHING
         self._channel.metrics.deliveries += len(read.entries)
-        return self._channel.form.entries(read.entries)
+        self._pieces = self._channel.form.pieces(read.entries)
+        return next(self._pieces, _NOTHING)
 
     def tend(self, now: float, heartbeat: float) -> float | None:
         """Does what is due; when to call next, None for never."""

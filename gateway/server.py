@@ -34,6 +34,10 @@ HEAD_BYTES = 64 * 1024
 HEAD_TIMEOUT = 20.0
 """Seconds that a client has for a head, from its first byte on or from connecting; a head is one packet or two."""
 
+UNSENT_BYTES = 128 * 1024
+"""Of one connection that the kernel takes from us beyond what is on its way; it would take 4 MiB, from each client
+that reads nothing (tcp(7), TCP_NOTSENT_LOWAT)."""
+
 DEAD_AFTER = 60
 """Seconds without a sign of life from a peer's kernel after which it is taken for gone, while something is on its
 way to it, as a heartbeat is; without it, that takes a quarter of an hour (tcp(7), TCP_USER_TIMEOUT)."""
@@ -254,7 +258,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._outlet = Outlet(self.transport, self._answers.write, frame)
         if not cycle.more_body:
             cycle.message_event = _Unheard()  # type: ignore[assignment]
-            if cycle is self.cycle:
+            if cycle is self.cycle and self._between_messages:
                 # For hours nothing more may come; what parses it is a tenth of what an idle stream holds.
                 self.parser = None  # type: ignore[assignment]
         return self._outlet
@@ -410,6 +414,7 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises OSError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; what is accepted has it too
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # on Linux; what is accepted has them too
         listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_AFTER * 1_000)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
     return listening

@@ -6,7 +6,7 @@ Here a request becomes a follower of the log; `delivery.py` does the writing.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -36,7 +36,7 @@ from gateway.metrics import CONTINUED
 from gateway.quota import Quota
 from gateway.settings import Settings
 from gateway.web import sse
-from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, View, pieces
+from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, Part, View, pieces
 from gateway.web.parameters import (
     Presence,
     Query,
@@ -168,7 +168,7 @@ _NAMES = ("last_event_id", "replay", "presence", "participants", "view")
 
 def _beginning(
     connection: Connection, caller: Caller, form: EventStreamForm | LinesForm, start: Start
-) -> Iterator[bytes]:
+) -> Iterator[Iterable[Part]]:
     """What a client needs before the first live event, its cursor armed at the very end.
 
     Replayed events have no ids: resuming from one of them would skip what lies between.
@@ -177,15 +177,16 @@ def _beginning(
     del start  # what has been replayed is not held
     position = str(Position(connection.log.epoch, seq))
     head = str(connection.log.head)
-    yield form.opening() + form.event(GatewayOpened(connection.presence, caller.identity, head))
+    opened = GatewayOpened(connection.presence, caller.identity, head)
+    yield (form.opening(), form.event(opened))
     if connection.condition is not None:
-        yield form.event(connection.condition)
+        yield (form.event(connection.condition),)
     if gap is not None:
-        yield form.event(gap, None if replay else position)
+        yield (form.event(gap, None if replay else position),)
     replay.reverse()
     while replay:
         yield form.replayed(replay.pop())
-    yield form.cursor(position)
+    yield (form.cursor(position),)
 
 
 class EventStreams:

@@ -3,14 +3,22 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from itertools import chain
 from typing import Any
 
+from gateway.delivery import Piece
 from gateway.event_log import READ_BYTES, Entry, LoggedStream
 from gateway.events import Event, GapReason, GatewayGap
 from gateway.web import sse
 
 EVENT_STREAM = "text/event-stream"
 JSON_LINES = "application/x-ndjson"
+
+MOST_BYTES = 2 * READ_BYTES
+"""Of one piece: who takes nothing holds that, and not all of a text that is large."""
+
+Part = bytes | memoryview
+"""Of an event. What is large is a view of what the log holds, once for all who read it."""
 
 
 class View(StrEnum):
@@ -33,11 +41,17 @@ class EventStreamForm:
         return sse.opening()
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
-        return b"".join(map(self._shown, entries))
+        return b"".join(chain.from_iterable(map(self._shown, entries)))
 
-    def replayed(self, entry: Entry) -> bytes:
+    def pieces(self, entries: Iterable[Entry]) -> Iterator[Piece]:
+        return pieces(map(self._shown, entries))
+
+    def replayed(self, entry: Entry) -> Iterator[Part]:
         """Without its id, which would be out of sequence."""
-        return sse.without_id(frame) if (frame := self._shown(entry)) else b""
+        parts = iter(self._shown(entry))
+        for first in parts:
+            yield sse.without_id(bytes(first))
+            yield from parts
 
     def event(self, event: Event, position: str | None = None) -> bytes:
         return sse.encode(event, position)
@@ -61,14 +75,17 @@ class LinesForm:
         return b""
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
-        return b"".join(_line(frame) for entry in entries if (frame := self._shown(entry)))
+        return b"".join(chain.from_iterable(_line(self._shown(entry)) for entry in entries))
 
-    def replayed(self, entry: Entry) -> bytes:
-        return _data(frame) + b"\n" if (frame := self._shown(entry)) else b""
+    def pieces(self, entries: Iterable[Entry]) -> Iterator[Piece]:
+        return pieces(_line(self._shown(entry)) for entry in entries)
+
+    def replayed(self, entry: Entry) -> Iterator[Part]:
+        return _line(self._shown(entry), with_id=False)
 
     def event(self, event: Event, position: str | None = None) -> bytes:
         frame = sse.encode(event, position)
-        return _data(frame) + b"\n" if position is None else _line(frame)
+        return b"".join(_line((frame,), with_id=position is not None))
 
     def cursor(self, position: str) -> bytes:
         return b'{"id":"%b","type":"gateway.position"}\n' % position.encode()
@@ -78,36 +95,68 @@ class LinesForm:
 
 def _data(frame: bytes) -> bytes:
     """The JSON object of a block."""
-    return frame.partition(b"\ndata: ")[2][:-2]
+    return frame.partition(_DATA)[2][:-2]
 
 
-def _line(frame: bytes) -> bytes:
-    """A block that begins with an id."""
-    return b'{"id":"%b",%b\n' % (frame[4 : frame.index(b"\n")], _data(frame)[1:])
+def _line(parts: Iterable[Part], *, with_id: bool = True) -> Iterator[Part]:
+    """A block as a line. Its first part reaches into its data."""
+    held: Part | None = None
+    for part in parts:
+        if held is None:
+            frame = bytes(part)
+            begin = frame.index(_DATA) + len(_DATA)
+            if with_id:
+                yield b'{"id":"%b",' % frame[len(b"id: ") : frame.index(b"\n")]
+                begin += len(b"{")
+            held = memoryview(frame)[begin:]
+        else:
+            yield held
+            held = part
+    if held is not None:
+        yield held[:-1]  # a block ends with two
 
 
-def _all(entry: Entry) -> bytes:
-    return entry.frame
+def _all(entry: Entry) -> Iterable[Part]:
+    return (entry.frame,)
 
 
-def _messages(entry: Entry) -> bytes:
+def _messages(entry: Entry) -> Iterable[Part]:
     stream = entry.stream
     if stream is None:
         # An end whose beginning was before the log is of no message.
-        return b"" if entry.frame.startswith(_STREAM, entry.frame.index(b"\n")) else entry.frame
+        is_end = entry.frame.startswith(_STREAM, entry.frame.index(b"\n"))
+        return () if is_end else (entry.frame,)
     if entry is not stream.closed:
-        return b""
+        return ()
     position = entry.frame[4 : entry.frame.index(b"\n")].decode()
     if not stream.is_whole:
         epoch = position.partition("-")[0]
         gap = GatewayGap(GapReason.EVICTED, f"{epoch}-{stream.opened.seq - 1}", position)
-        return sse.encode(gap, position)
-    return sse.block("message", {"type": "message", **message(stream)}, position)
+        return (sse.encode(gap, position),)
+    members = {"type": "message", **_members(stream.opened), **_members(entry)}
+    head = sse.block("message", members, position).removesuffix(_END)
+    return chain((head + _TEXT,), map(_text, stream.chunks), (b'"' + _END,))
 
+
+def _text(chunk: Entry) -> memoryview:
+    """Of a chunk, whose last member it is: as JSON, without its quotes."""
+    frame = chunk.frame
+    return memoryview(frame)[frame.index(_TEXT) + len(_TEXT) : -len(_END) - 1]
+
+
+_DATA = b"\ndata: "
+
+_TEXT = b',"text":"'
+"""What begins a text: within the value of another member, each quote has a backslash."""
+
+_END = b"}\n\n"
 
 _STREAM = b"\nevent: stream."
 
-_SHOWN: dict[View, Callable[[Entry], bytes]] = {View.STREAMS: _all, View.MESSAGES: _messages}
+_SHOWN: dict[View, Callable[[Entry], Iterable[Part]]] = {
+    View.STREAMS: _all,
+    View.MESSAGES: _messages,
+}
 
 FORMS: dict[tuple[str, View], EventStreamForm | LinesForm] = {
     (form.media_type.partition(";")[0], view): form(view)
@@ -131,16 +180,28 @@ def _members(entry: Entry) -> dict[str, Any]:
     return members
 
 
-def pieces(blocks: Iterable[bytes]) -> Iterator[bytes]:
-    """Joined, so that each but the last has READ_BYTES at least."""
-    pending: list[bytes] = []
+def pieces(events: Iterable[Iterable[Part]]) -> Iterator[Piece]:
+    """Small ones are joined to READ_BYTES at least, but for the last; large ones are cut."""
+    pending: list[Part] = []
     size = 0
-    for block in blocks:
-        pending.append(block)
-        size += len(block)
-        if size >= READ_BYTES:
-            yield b"".join(pending)
+    for parts in events:
+        is_cut = False
+        for part in parts:
+            rest = part
+            while size + len(rest) > MOST_BYTES:
+                here = MOST_BYTES - size
+                data = b"".join((*pending, memoryview(rest)[:here]))
+                rest = memoryview(rest)[here:]
+                pending.clear()
+                size = 0
+                is_cut = True
+                yield Piece(data, ends_event=False)
+            pending.append(rest)
+            size += len(rest)
+        if is_cut or size >= READ_BYTES:
+            data = b"".join(pending)
             pending.clear()
             size = 0
+            yield Piece(data, ends_event=True)
     if pending:
-        yield b"".join(pending)
+        yield Piece(b"".join(pending), ends_event=True)

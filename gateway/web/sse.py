@@ -56,9 +56,9 @@ def _written(value: object) -> str:
     return _json(value)
 
 
-def without_id(frame: bytes) -> bytes:
+def without_id(frame: bytes) -> memoryview:
     """The block of a frame that begins with an id, for a replay: ids would be out of sequence there."""
-    return frame.partition(b"\n")[2]
+    return memoryview(frame)[frame.index(b"\n") + 1 :]
 
 
 def cursor(position: str) -> bytes:
