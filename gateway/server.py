@@ -43,6 +43,9 @@ DEAD_AFTER = 60
 way to it, as a heartbeat is; without it, that takes a quarter of an hour (tcp(7), TCP_USER_TIMEOUT)."""
 
 
+LAST_CALL = 0.9
+"""Part of the time that requests have to end in after which readers of bodies without an end are dropped."""
+
 _logger = logging.getLogger("gateway.http")
 # uvicorn warns of each request that is none; anybody could fill the log with that.
 _logger.setLevel(logging.ERROR)
@@ -282,6 +285,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._outlet.lose()
             self._outlet = None
 
+    def drop_reader(self) -> None:
+        """Of a body that is not at its end, if there is one."""
+        if self._outlet is not None:
+            self._outlet.abort()
+
     def on_response_complete(self) -> None:
         self._answers.end_answer()
         self._outlet = None
@@ -407,7 +415,16 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await self._drain()
+        seconds = self.config.timeout_graceful_shutdown or 0
+        dropping = asyncio.get_running_loop().call_later(seconds * LAST_CALL, self._drop_readers)
         await super().shutdown(sockets)
+        dropping.cancel()
+
+    def _drop_readers(self) -> None:
+        """Those that take nothing cannot be told that this is the end; uvicorn would log each as an error."""
+        for connection in tuple(self.server_state.connections):
+            if isinstance(connection, HttpProtocol):
+                connection.drop_reader()
 
 
 def listen(host: str, port: int) -> socket.socket:

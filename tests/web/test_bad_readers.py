@@ -5,6 +5,7 @@ They cost themselves what they are owed, and nobody else anything.
 
 import asyncio
 import json
+import logging
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -112,6 +113,17 @@ def _unchunked(data: bytes) -> bytes:
         found += data[:length]
         data = data[length + 2 :]
     return found
+
+
+async def test_who_takes_nothing_when_the_gateway_stops_is_dropped_without_an_error(
+    serve_memory: Serve, room: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with AsyncExitStack() as holding, serve_memory(drain_timeout=1.0) as gateway:
+        path = f"/rooms/{room}/topics/lk.chat/events"
+        await holding.enter_async_context(_standing_still(gateway, room, path))
+        await gateway.post(room, "carol", LARGE)
+
+    assert [each.getMessage() for each in caplog.records if each.levelno >= logging.WARNING] == []
 
 
 async def test_what_was_not_for_a_reader_does_not_make_it_a_slow_one(
