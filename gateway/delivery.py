@@ -271,6 +271,10 @@ class Channel:
             self._behind[follower] = None
             follower.seq = seq
 
+    def has_passed(self, follower: "Follower") -> bool:
+        """Whether the log has dropped what it lacks."""
+        return follower in self._behind and not self.log.keeps_after(follower.seq)
+
     def heartbeat_of(self, follower: "Follower") -> bytes | None:
         """Framed, and with where it stands if it has all; None while it is just being written something, or
         lacks something."""
@@ -385,6 +389,11 @@ class Follower:
         if self._final is None and not self.over.done():
             self._final = final
             self._reason = reason
+            if not self._in_event:
+                self._pieces = None
+            if self._in_event or self.is_blocked:
+                # However slowly it takes the rest, and holds what the log has dropped, it is over then.
+                asyncio.get_running_loop().call_later(self._write_timeout, self._drop)
             self._channel.fall_behind(self, self._channel.delivered)
             self._channel.hurry()
 
@@ -451,6 +460,9 @@ class Follower:
         if now >= self._deadline.at:
             self.leave(self._deadline.reason)
             return None
+        if self._channel.has_passed(self):
+            self.leave(ClosingReason.SLOW)
+            return None
         due = max(self._wrote_at, self._channel.wrote_at) + heartbeat
         if now >= due:
             due = now + heartbeat
@@ -475,6 +487,10 @@ class Follower:
         else:
             logger.info("A reader of events was dropped: it took nothing for too long.")
             self._reason = STALLED
+            self._drop()
+
+    def _drop(self) -> None:
+        if not self.over.done():
             self._outlet.abort()
             self.lost()
 

@@ -407,7 +407,7 @@ class EventLog:
 
         Raises Evicted when some of it is gone: the reader was too slow for the log's bounds.
         """
-        if seq < self._first() - 1:
+        if not self.keeps_after(seq):
             raise Evicted
         entries = []
         size = 0
@@ -420,13 +420,17 @@ class EventLog:
                     break
         return Read(entries, seq)
 
+    def keeps_after(self, seq: int) -> bool:
+        """Whether a reader that has all up to `seq` can go on."""
+        return seq >= self._first() - 1
+
     def _lost_since(self, last: Position, topics: Collection[str]) -> GapReason | None:
         if last.epoch != self.epoch:
             return GapReason.RESTARTED
         if last.seq > self._head:
             return GapReason.UNKNOWN
         self._evict()
-        if last.seq < self._first() - 1:
+        if not self.keeps_after(last.seq):
             return GapReason.EVICTED
         if any(last.seq < self._registered.get(topic, self._head) for topic in topics):
             return GapReason.UNKNOWN

@@ -42,6 +42,7 @@ from gateway.web.parameters import (
     Query,
     authenticate,
     negotiated,
+    one_header,
     presence_of,
     reading_topic,
 )
@@ -308,7 +309,7 @@ def _one_of(kind: type[Choice], query: Query, name: str, default: Choice) -> Cho
 
 def _last_event_id(request: Request, query: Query) -> Position | None:
     in_query = query.one("last_event_id")
-    value = request.headers.get("last-event-id") or in_query
+    value = one_header(request, "last-event-id") or in_query
     return parse_position(value) if value else None
 
 

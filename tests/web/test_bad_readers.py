@@ -6,13 +6,15 @@ They cost themselves what they are owed, and nobody else anything.
 import asyncio
 import json
 import logging
+import socket
 import tracemalloc
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 
 import pytest
 
 from tests.conftest import Serve
+from tests.polling import poll_until
 from tests.running_gateway import DEADLINE, EventStream, RunningGateway
 
 LARGE = "\x01" * 1_000_000
@@ -113,6 +115,37 @@ def _unchunked(data: bytes) -> bytes:
         found += data[:length]
         data = data[length + 2 :]
     return found
+
+
+async def test_who_is_slower_than_the_log_does_not_hold_what_it_has_dropped(
+    serve_memory: Serve, room: str
+) -> None:
+    """Nor by taking a little of a large text now and then, which is not standing still."""
+    bounds = {"log_events": 6, "heartbeat": 0.1, "write_timeout": 1.0}
+    async with serve_memory(**bounds) as gateway:
+        await gateway.post(room, "bob", "I am here")
+        await gateway.post(room, "carol", LARGE)
+        host, port = gateway.url.removeprefix("http://").split(":")
+        with socket.socket() as slow:
+            slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            slow.connect((host, int(port)))
+            path = f"/rooms/{room}/topics/lk.chat/events?replay=all"
+            bearer = gateway.token("bob", room)
+            slow.sendall(
+                f"GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {bearer}\r\n\r\n".encode()
+            )
+            slow.setblocking(False)
+            streams = gateway.hub.metrics
+            await poll_until(lambda: streams.event_streams_opened == 1)
+            for _ in range(6):
+                await gateway.post(room, "carol", "more")
+
+            def takes_little() -> bool:
+                with suppress(BlockingIOError):
+                    slow.recv(10_000)
+                return streams.event_streams_closed["slow"] == 1
+
+            await poll_until(takes_little)
 
 
 async def test_who_takes_nothing_when_the_gateway_stops_is_dropped_without_an_error(
