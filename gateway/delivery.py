@@ -460,7 +460,7 @@ class Follower:
         if now >= self._deadline.at:
             self.leave(self._deadline.reason)
             return None
-        if self._channel.has_passed(self):
+        if self._wrote_at and self._channel.has_passed(self):  # its beginning comes first
             self.leave(ClosingReason.SLOW)
             return None
         due = max(self._wrote_at, self._channel.wrote_at) + heartbeat

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from gateway.delivery import Deadline, Follower, Pump
+from gateway.delivery import Deadline, Follower, Piece, Pump
 from gateway.event_log import EventLog, LogBounds
 from gateway.events import ClosingReason, StreamChunk
 from gateway.metrics import Metrics
@@ -62,7 +62,7 @@ async def test_a_reader_that_cannot_be_written_to_holds_up_no_other() -> None:
     form = FORMS[EVENT_STREAM, View.STREAMS]
     followers = []
     for read, socket in ((log, broken), (log, behind_it), (other, elsewhere)):
-        begun = iter([b"begun"])
+        begun = iter([Piece(b"begun", ends_event=True)])
         followers.append(pump.follow(read, frozenset("t"), form, socket, begun, 0, never))
         await socket.until(b"heartbeat")
     broken.is_broken = True
