@@ -27,6 +27,9 @@ TEND_TOGETHER = 1 / 30
 """Part of the heartbeat's interval by which what is due may be late, so that it is done together: one at a time,
 each would wake the process."""
 
+TEND_LATE = 1.0
+"""Seconds by which it may be late at most: a token's end is due, too."""
+
 TURN_CHANNELS = 50
 """Likewise, where each has few followers."""
 
@@ -190,7 +193,8 @@ class Pump:
             self._timer = None
         if self._due:
             loop = asyncio.get_running_loop()
-            at = max(self._due[0][0], loop.time() + self._heartbeat * TEND_TOGETHER)
+            late = min(self._heartbeat * TEND_TOGETHER, TEND_LATE)
+            at = max(self._due[0][0], loop.time() + late)
             self._timer = loop.call_at(at, self._tend)
 
 

@@ -141,7 +141,8 @@ class EventStreamEndpoint:
             start = _start(connection.log, shown, replay, last)
             if last is not None:
                 self._metrics.resumes[start.gap.reason if start.gap else CONTINUED] += 1
-            beginning = pieces(_beginning(connection, caller, form, start))
+            greeting = _greeting(connection, caller, form)
+            beginning = pieces(_beginning(greeting, connection.log.epoch, form, start))
             deadline = self._deadline(caller)
 
             def follow(outlet: Outlet) -> Follower:
@@ -167,8 +168,19 @@ class EventStreamEndpoint:
 _NAMES = ("last_event_id", "replay", "presence", "participants", "view")
 
 
+def _greeting(
+    connection: Connection, caller: Caller, form: EventStreamForm | LinesForm
+) -> tuple[bytes, ...]:
+    """How things are where the client begins: what comes after is in the log."""
+    head = str(connection.log.head)
+    opened = form.event(GatewayOpened(connection.presence, caller.identity, head))
+    if connection.condition is None:
+        return form.opening(), opened
+    return form.opening(), opened, form.event(connection.condition)
+
+
 def _beginning(
-    connection: Connection, caller: Caller, form: EventStreamForm | LinesForm, start: Start
+    greeting: tuple[bytes, ...], epoch: str, form: EventStreamForm | LinesForm, start: Start
 ) -> Iterator[Iterable[Part]]:
     """What a client needs before the first live event, its cursor armed at the very end.
 
@@ -176,12 +188,8 @@ def _beginning(
     """
     gap, seq, replay = start
     del start  # what has been replayed is not held
-    position = str(Position(connection.log.epoch, seq))
-    head = str(connection.log.head)
-    opened = GatewayOpened(connection.presence, caller.identity, head)
-    yield (form.opening(), form.event(opened))
-    if connection.condition is not None:
-        yield (form.event(connection.condition),)
+    position = str(Position(epoch, seq))
+    yield greeting
     if gap is not None:
         yield (form.event(gap, None if replay else position),)
     replay.reverse()

@@ -195,6 +195,17 @@ async def test_a_malformed_last_event_id_is_refused(
     assert answer.json()["code"] == "invalid_parameter"
 
 
+async def test_two_last_event_ids_are_refused(serve_memory: Serve, room: str) -> None:
+    async with serve_memory() as gateway:
+        twice = [("Last-Event-ID", f"{'0' * 16}-{number}") for number in (1, 2)]
+        answer = await gateway.client.get(
+            f"/rooms/{room}/topics/lk.chat/events",
+            headers=[*gateway.bearer("bob", room).items(), *twice],
+        )
+
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_parameter")
+
+
 async def test_who_comes_back_after_a_restart_is_shown_all_that_the_new_log_keeps_if_it_asks(
     serve: Serve, room: str
 ) -> None:

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+import socket
 from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from gateway.server import DEAD_AFTER, UNSENT_BYTES
 from tests.conftest import Serve
 from tests.running_gateway import DEADLINE, RunningGateway
 
@@ -289,3 +291,21 @@ async def test_pages_of_other_origins_may_call_only_if_listed(
         refused.status_code == 204
     )  # to whoever asks how large an upload may be; a page is told nothing
     assert "access-control-allow-origin" not in refused.headers
+
+
+@pytest.mark.skipif(
+    not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux alone has these options of a socket"
+)
+async def test_the_kernel_holds_little_for_a_client_and_gives_up_one_that_is_dead(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        (connection,) = gateway.server.server_state.connections
+        accepted = connection.transport.get_extra_info("socket")
+        options = [
+            accepted.getsockopt(socket.IPPROTO_TCP, option)
+            for option in (socket.TCP_NOTSENT_LOWAT, socket.TCP_USER_TIMEOUT)
+        ]
+
+    assert options == [UNSENT_BYTES, DEAD_AFTER * 1_000]
