@@ -85,14 +85,14 @@ class EventStream:
         self._lines = lines
         self._texts: list[Text] = []
 
-    async def next(self) -> ServerSentEvent:
+    async def next(self, within: float = DEADLINE) -> ServerSentEvent:
         """The next event that is dispatched. Raises StopAsyncIteration at the proper end of the body."""
-        async with asyncio.timeout(DEADLINE):
+        async with asyncio.timeout(within):
             return await self._next()
 
-    async def until(self, name: str) -> ServerSentEvent:
+    async def until(self, name: str, within: float = DEADLINE) -> ServerSentEvent:
         """The next event of that name; what comes before it is passed over."""
-        while (event := await self.next()).name != name:
+        while (event := await self.next(within)).name != name:
             pass
         return event
 
