@@ -107,6 +107,7 @@ async def serving(setup: Setup, listening: socket.socket) -> AsyncIterator[Autho
         API_SECRET,
         topics=tuple(topic(number) for number in range(setup.topics)),
         max_event_streams=setup.max_event_streams,
+        max_event_streams_of_identity=setup.max_event_streams,
         log_events=setup.log_events or own.log_events,
         log_bytes=UNBOUNDED if setup.log_events else own.log_bytes,
     )
