@@ -6,7 +6,7 @@ VENV := .venv
 # the lock, or the lock without making it younger than the environment.
 STAMP := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f 1)
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11
-SOURCES := $(wildcard gateway tests tools benchmarks)
+SOURCES := $(wildcard gateway tests tools benchmarks clients/agent/livekit_sse_gateway_agent)
 TEST_PROGRAMS := caddy chromium curl haproxy nginx npm openssl redis-server
 
 .DEFAULT_GOAL := help

@@ -9,7 +9,12 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import (
+    AbstractAsyncContextManager,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +25,7 @@ from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.settings import Settings
 from tests.agent.environment import AgentEnvironmentFailed, agent_python as find_agent_python
+from tests.agent.played_session import SESSION_PROGRAM, PlayedSession, played_session
 from tests.agent.running_agent import (
     AgentProgram,
     RunningAgent,
@@ -27,6 +33,7 @@ from tests.agent.running_agent import (
     running_agent,
     running_worker,
 )
+from tests.agent.session_wire import SessionWire, session_wire
 from tests.browser.chromium import running_chromium
 from tests.browser.npm import LIVEKIT_CLIENT, TUS_CLIENT, ScriptNotFound
 from tests.browser.participant import BrowserParticipant, browser_participant as in_browser
@@ -42,6 +49,8 @@ from tools.livekit_server import (
 Serve = Callable[..., AbstractAsyncContextManager[RunningGateway]]
 AgentIn = Callable[..., AbstractAsyncContextManager[RunningAgent]]
 StartWorker = Callable[..., AbstractAsyncContextManager[RunningWorker]]
+Play = Callable[..., AbstractAsyncContextManager[PlayedSession]]
+WireIn = Callable[..., AbstractAsyncContextManager[SessionWire]]
 InBrowser = Callable[..., AbstractAsyncContextManager[BrowserParticipant]]
 
 MADE_ONCE: dict[str, Callable[[Callable[[str], None]], Path]] = {
@@ -132,17 +141,37 @@ def agent_program(
 @pytest.fixture
 def logged_agents(agent_program: AgentProgram) -> Iterator[AgentProgram]:
     """The same; what it logs meanwhile is shown when the test fails."""
-    before = agent_program.log.stat().st_size
-    yield agent_program
-    with agent_program.log.open("rb") as log:
-        log.seek(before)
-        print(log.read().decode(errors="replace"), file=sys.stderr)
+    with _log_shown(agent_program):
+        yield agent_program
 
 
 @pytest.fixture
 def agent_in(logged_agents: AgentProgram, livekit: LiveKitServer) -> AgentIn:
     """Puts an agent into a room, without a dispatch: `async with agent_in(room) as agent`."""
     return partial(running_agent, logged_agents, livekit)
+
+
+@pytest.fixture(scope="session")
+def session_program(
+    agent_python: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[AgentProgram]:
+    """The process of the sessions that tests play."""
+    folder = tmp_path_factory.mktemp("sessions")
+    with AgentProgram(agent_python, folder, SESSION_PROGRAM) as program:
+        yield program
+
+
+@pytest.fixture
+def play(session_program: AgentProgram, livekit: LiveKitServer) -> Iterator[Play]:
+    """Puts a scripted session into a room: `async with play(room, voice=True) as session`."""
+    with _log_shown(session_program):
+        yield partial(played_session, session_program, livekit)
+
+
+@pytest.fixture
+def wire_in(livekit: LiveKitServer) -> WireIn:
+    """A participant that reads what sessions send: `async with wire_in(room) as wire`."""
+    return partial(session_wire, livekit)
 
 
 @pytest.fixture
@@ -183,6 +212,15 @@ def browser_participant(
         return in_browser(browser, livekit_client, livekit.url, token, identity, topics)
 
     return join
+
+
+@contextmanager
+def _log_shown(program: AgentProgram) -> Iterator[None]:
+    before = program.log.stat().st_size
+    yield
+    with program.log.open("rb") as log:
+        log.seek(before)
+        print(log.read().decode(errors="replace"), file=sys.stderr)
 
 
 @asynccontextmanager

@@ -18,6 +18,10 @@ from tools.livekit_server import LiveKitServer
 
 PROGRAM = Path(__file__).with_name("program.py")
 
+ROOT = Path(__file__).parents[2]
+
+HELPER = ROOT / "clients" / "agent"
+
 START_SECONDS = 60.0
 """LiveKit Agents is imported within two seconds; the first time, from a cold disk, in many more."""
 
@@ -25,6 +29,9 @@ EVENT_SECONDS = 10.0
 """Whatever an agent does; on a busy machine with several of them joining it takes a second."""
 
 STOP_SECONDS = 5.0
+
+LINE_BYTES = 32 * 1024 * 1024
+"""Of what an agent's process tells."""
 
 
 class AgentFailed(Exception):
@@ -34,12 +41,12 @@ class AgentFailed(Exception):
 class AgentProgram:
     """The process that holds agents. They are in rooms while their connections to it last."""
 
-    def __init__(self, python: Path, folder: Path) -> None:
+    def __init__(self, python: Path, folder: Path, program: Path = PROGRAM) -> None:
         """Start it and wait until it listens; its log is in `folder`."""
         self.log = folder / "agents.log"
         self._port_file = folder / "port"
         with self.log.open("wb") as output:
-            command: list[str | Path] = [python, "-u", PROGRAM, self._port_file]
+            command: list[str | Path] = [python, "-u", program, self._port_file]
             self._child = ChildProcess(command, env=_clean_env(), output=output)
         try:
             self._child.wait_or_kill(self._port_file.exists, within=START_SECONDS)
@@ -64,7 +71,7 @@ class AgentProgram:
     async def ordered(self, order: str, **options: Any) -> AsyncIterator["Order"]:
         """What `order` stands for, until the end of the block: it is over then, there too."""
         port = int(self._port_file.read_text())
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=LINE_BYTES)
         running = Order(self, reader, writer)
         try:
             running.send(order, **options)
@@ -208,4 +215,5 @@ def agent_token(server: LiveKitServer, room: str, identity: str) -> str:
 
 def _clean_env() -> dict[str, str]:
     """Without what LiveKit Agents would read as settings: a person's own project, above all."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("LIVEKIT_")}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LIVEKIT_")}
+    return env | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HELPER}"}
