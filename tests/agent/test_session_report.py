@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from tests.agent.played_session import PlayedSession
+from tests.agent.played_session import PlayedSession, Seen
 from tests.agent.session_wire import Sent, SessionWire
 from tests.conftest import Play, WireIn
 
@@ -40,11 +40,11 @@ def _events(wire: SessionWire) -> list[Sent]:
 def _assert_told(wire: SessionWire, session: PlayedSession) -> None:
     """All that handlers inside the agent saw has arrived, in their order, with the same members.
 
-    Callbacks of a speech that is done are called in no order, so its end is looked at by itself.
+    Callbacks of a speech that is done are called in no order, so its end is looked at by itself;
+    metrics of voice detection are told once in a while, and other models' availability only here.
     """
-    others = {"availability_changed", "speech_finished"}
-    events = [event for event in _events(wire) if event.kind not in others]
-    seen = [seen for seen in session.seen if seen.kind not in others]
+    events = [event for event in _events(wire) if not _is_apart(event)]
+    seen = [seen for seen in session.seen if not _is_apart(seen)]
     assert [event.kind for event in events] == [one.kind for one in seen]
     for event, one in zip(events, seen, strict=True):
         if event.by_helper:
@@ -52,6 +52,15 @@ def _assert_told(wire: SessionWire, session: PlayedSession) -> None:
     created = [created["speech_id"] for created in wire.of_helper("speech_created")]
     finished = [finished["speech_id"] for finished in wire.of_helper("speech_finished")]
     assert sorted(finished) == sorted(created)
+
+
+def _is_apart(one: Sent | Seen) -> bool:
+    apart = one.kind in ("availability_changed", "speech_finished")
+    return apart or (one.kind == "metrics_collected" and _is_of_vad(one.members))
+
+
+def _is_of_vad(told: dict[str, Any]) -> bool:
+    return bool(told["metrics"]["type"] == "vad_metrics")
 
 
 def _holds(whole: Any, part: Any) -> bool:
@@ -305,16 +314,16 @@ async def test_what_is_large_is_cut(play: Play, wire_in: WireIn, room: str) -> N
 
 
 async def test_a_flood_is_told_in_part(play: Play, wire_in: WireIn, room: str) -> None:
-    """The framework's own forms are all there; the close tells how many of ours are not."""
+    """The framework's own forms are all there; ours say how many of them are not, and close."""
     async with wire_in(room) as wire, play(room) as session:
         await session.tell("flood", events=400)
-        close = await _close(session, wire)
+        await _close(session, wire)
 
     errors = wire.of_helper("error")
     left_out = sum(sent.left_out for sent in wire.sent)
     assert len(errors) >= 280
     assert len(errors) + left_out == 400
-    assert close.left_out > 0
+    assert left_out > 0
     assert len([sent for sent in wire.sent if sent.kind == "error"]) == 400 + len(errors)
 
 
@@ -348,3 +357,95 @@ async def test_a_late_call_leaves_the_frameworks_own_forms(
         "close",
     }
     assert [sent.kind for sent in wire.sent] == [seen.kind for seen in session.seen]
+
+
+# Spoken
+
+
+async def _is_heard(wire: SessionWire, session: PlayedSession) -> None:
+    """The tone is on, and the agent has noticed."""
+    wire.is_loud = True
+    await session.sees("user_state_changed", lambda to: to["new_state"] == "speaking")
+
+
+async def test_a_spoken_turn_is_told(play: Play, wire_in: WireIn, room: str) -> None:
+    async with wire_in(room, voice=True) as wire, play(room, voice=True) as session:
+        await _is_heard(wire, session)
+        await session.script(
+            "stt",
+            {"type": "interim_transcript", "text": "how"},
+            {"type": "final_transcript", "text": "how are you", "speaker_id": "S1"},
+            {"type": "recognition_usage"},
+        )
+        wire.is_loud = False
+        await wire.until_helper("speech_finished")
+        await wire.until_helper("metrics_collected", _is_of_vad)
+        await _close(session, wire)
+
+    heard = wire.of_helper("user_input_transcribed")
+    assert ("how", False) in [(told["transcript"], told["is_final"]) for told in heard]
+    final = next(told for told in heard if told["is_final"])
+    assert (final["transcript"], final["language"], final["speaker_id"]) == (
+        "how are you",
+        "en",
+        "S1",
+    )
+    kinds = {"stt_metrics", "llm_metrics", "tts_metrics", "vad_metrics", "eou_metrics"}
+    assert {told["metrics"]["type"] for told in wire.of_helper("metrics_collected")} == kinds
+    assert len([told for told in wire.of_helper("metrics_collected") if _is_of_vad(told)]) == 1
+    _assert_told(wire, session)
+
+
+async def test_speech_that_is_not_understood_is_told(
+    play: Play, wire_in: WireIn, room: str
+) -> None:
+    async with wire_in(room, voice=True) as wire, play(room, voice=True) as session:
+        await _is_heard(wire, session)
+        wire.is_loud = False
+        timeout = await wire.until_helper("user_transcription_timeout")
+        await _close(session, wire)
+
+    assert timeout.members["speech_duration"] > 0
+    _assert_told(wire, session)
+
+
+async def test_errors_of_ears_and_voice_are_told(play: Play, wire_in: WireIn, room: str) -> None:
+    async with wire_in(room, voice=True) as wire, play(room, voice=True) as session:
+        await session.script("stt", {"error": "connection"})
+        deaf = await wire.until_helper("error", lambda told: told["error"]["type"] == "stt_error")
+        await session.script("tts", {"error": {"status_code": 401, "body": None}})
+        await wire.write("speak")
+        dumb = await wire.until_helper("error", lambda told: told["error"]["type"] == "tts_error")
+        await _close(session, wire)
+
+    assert (deaf.members["error"]["recoverable"], deaf.members["source"]["model"]) == (True, "stt")
+    assert (dumb.members["error"]["recoverable"], dumb.members["source"]["model"]) == (False, "tts")
+    _assert_told(wire, session)
+
+
+async def test_ears_and_a_voice_that_take_over_are_told(
+    play: Play, wire_in: WireIn, room: str
+) -> None:
+    async with (
+        wire_in(room, voice=True) as wire,
+        play(room, voice=True, fallback=True) as session,
+    ):
+        await session.script("stt", {"error": "connection"})
+        deaf = await wire.until_helper("availability_changed")
+        await session.script("stt", {"type": "final_transcript", "text": "here again"})
+        hears = await wire.until_helper("availability_changed", count=2)
+        await session.script("tts", {"error": "connection"})
+        await wire.write("speak")
+        dumb = await wire.until_helper("availability_changed", lambda told: told["kind"] == "tts")
+        speaks = await wire.until_helper(
+            "availability_changed", lambda told: told["kind"] == "tts" and told["available"]
+        )
+        await _close(session, wire)
+
+    changes = [one.members for one in (deaf, hears, dumb, speaks)]
+    assert [(one["kind"], one["model"], one["available"]) for one in changes] == [
+        ("stt", "stt", False),
+        ("stt", "stt", True),
+        ("tts", "tts", False),
+        ("tts", "tts", True),
+    ]
