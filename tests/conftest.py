@@ -25,7 +25,12 @@ from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.settings import Settings
 from tests.agent.environment import AgentEnvironmentFailed, agent_python as find_agent_python
-from tests.agent.played_session import SESSION_PROGRAM, PlayedSession, played_session
+from tests.agent.played_session import (
+    SESSION_PROGRAM,
+    PlayedSession,
+    played_session,
+    worked_session,
+)
 from tests.agent.running_agent import (
     AgentProgram,
     RunningAgent,
@@ -166,6 +171,13 @@ def play(session_program: AgentProgram, livekit: LiveKitServer) -> Iterator[Play
     """Puts a scripted session into a room: `async with play(room, voice=True) as session`."""
     with _log_shown(session_program):
         yield partial(played_session, session_program, livekit)
+
+
+@pytest.fixture
+def work(session_program: AgentProgram, livekit: LiveKitServer) -> Iterator[Play]:
+    """The same of a worker, where `agent_name` is asked for: `async with work(agent_name) as …`."""
+    with _log_shown(session_program):
+        yield partial(worked_session, session_program, livekit)
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ class PlayedSession:
         self._order = order
         self._done: asyncio.Queue[None] = asyncio.Queue()
         self._told = asyncio.Event()
+        self._registered = False
 
     async def tell(self, order: str, **options: Any) -> None:
         """Give an order (session_program.py has them), and wait until it is carried out."""
@@ -43,18 +44,33 @@ class PlayedSession:
     async def script(self, model: str, *steps: dict[str, Any]) -> None:
         await self.tell("script", model=model, steps=steps)
 
-    async def sees(self, kind: str, which: Callable[[dict[str, Any]], bool] = bool) -> Seen:
+    async def sees(
+        self, kind: str, which: Callable[[dict[str, Any]], bool] = lambda _: True
+    ) -> Seen:
         """The first event of a kind that its handlers see, of those that `which` is true of."""
+        found: list[Seen] = []
+
+        def is_seen() -> bool:
+            found.extend(seen for seen in self.seen if seen.kind == kind and which(seen.members))
+            return bool(found)
+
+        await self._until(is_seen, f"saw no {kind!r}")
+        return found[0]
+
+    async def listens(self) -> None:
+        await self.sees("agent_state_changed", lambda to: bool(to["new_state"] == "listening"))
+
+    async def is_registered(self) -> None:
+        await self._until(lambda: self._registered, "was not registered")
+
+    async def _until(self, true: Callable[[], bool], what: str) -> None:
         try:
             async with asyncio.timeout(EVENT_SECONDS):
-                while True:
+                while not true():
                     self._told.clear()
-                    for seen in self.seen:
-                        if seen.kind == kind and which(seen.members):
-                            return seen
                     await self._told.wait()
         except TimeoutError as error:
-            raise self._order.program.failed(f"saw no {kind!r} in time") from error
+            raise self._order.program.failed(f"{what} in time") from error
 
     def log(self) -> str:
         """Of the process that it is in."""
@@ -67,6 +83,8 @@ class PlayedSession:
                 self.seen.append(Seen(told["kind"], told["members"]))
             elif told["event"] == "done":
                 self._done.put_nowait(None)
+            elif told["event"] == "registered":
+                self._registered = True
             self._told.set()
 
 
@@ -76,16 +94,37 @@ async def played_session(
 ) -> AsyncIterator[PlayedSession]:
     """A session that listens in its room; it is closed and has left at the end of the block.
 
-    `voice=True` gives it ears and a voice, `fallback=True` a second one of each model.
+    `voice=True` gives it ears and a voice, `fallback=True` a second one of each model. `wrapped=True`
+    hides the two voices from the helper, which is given them then; `helper=False` leaves it out.
     """
-    token = agent_token(server, room, identity)
-    async with program.ordered("join", url=server.url, token=token, **options) as order:
-        session = PlayedSession(order)
+    options |= {"url": server.url, "token": agent_token(server, room, identity)}
+    async with _playing(program, "join", options) as session:
+        await session.listens()
+        yield session
+
+
+@asynccontextmanager
+async def worked_session(
+    program: AgentProgram, server: LiveKitServer, agent_name: str, **options: Any
+) -> AsyncIterator[PlayedSession]:
+    """The same of a worker that LiveKit knows: it begins when `agent_name` is dispatched."""
+    livekit = {"ws_url": server.url, "api_key": server.api_key, "api_secret": server.api_secret}
+    options |= {"agent_name": agent_name, "livekit": livekit}
+    async with _playing(program, "work", options) as session:
+        await session.is_registered()
+        yield session
+
+
+@asynccontextmanager
+async def _playing(
+    program: AgentProgram, order: str, options: dict[str, Any]
+) -> AsyncIterator[PlayedSession]:
+    async with program.ordered(order, **options) as running:
+        session = PlayedSession(running)
         reading = asyncio.create_task(session.read())
         try:
-            await session.sees("agent_state_changed", lambda to: to["new_state"] == "listening")
             yield session
         finally:
-            order.writer.write_eof()
+            running.writer.write_eof()
             async with asyncio.timeout(EVENT_SECONDS):
                 await reading

@@ -1,7 +1,7 @@
 """An agent session of LiveKit Agents that a test plays, with the helper for agents.
 
-Run and steered like program.py. Each connection is one session in a room: the first line says where
-and of what it is made, each further one is an order. What handlers inside the agent saw comes back,
+Run and steered like program.py. Each connection is one session in a room, or a worker that makes it:
+the first line says where and of what it is made, each further one is an order. What handlers inside the agent saw comes back,
 by the framework's own serialization where it has one, and `done` after each order.
 """
 
@@ -19,8 +19,11 @@ import numpy as np
 from livekit import rtc
 from livekit.agents import (
     Agent,
+    AgentServer,
     AgentSession,
     APIConnectOptions,
+    JobContext,
+    JobExecutorType,
     RunContext,
     function_tool,
     llm,
@@ -79,9 +82,9 @@ async def main(port_file: Path) -> None:
 
 async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     order = json.loads(await reader.readline())
-    assert order.pop("order") == "join"
+    kinds: dict[str, Callable[..., Awaitable[None]]] = {"join": _join, "work": _work}
     try:
-        await _join((reader, writer), **order)
+        await kinds[order.pop("order")]((reader, writer), **order)
     finally:
         writer.close()
 
@@ -91,19 +94,54 @@ def _tell(connection: Connection, **event: Any) -> None:
 
 
 async def _join(connection: Connection, url: str, token: str, **made_of: Any) -> None:
+    """Worker-less: in the room until the connection ends."""
     room = rtc.Room()
     await room.connect(url, token)
     try:
         played = Played(partial(_tell, connection), room, **made_of)
         await played.start()
-        _tell(connection, event="ready", room=room.name)
         async for line in connection[0]:
-            order = json.loads(line)
-            await played.orders[order.pop("order")](**order)
+            await played.obey(**json.loads(line))
             _tell(connection, event="done")
         await played.session.aclose()
     finally:
         await room.disconnect()
+
+
+async def _work(
+    connection: Connection, agent_name: str, livekit: dict[str, str], **made_of: Any
+) -> None:
+    """A worker with one job at a time, whose session is the one that is told what to do."""
+    loop = asyncio.get_running_loop()
+    played: list[Played] = []
+
+    def tell(**event: Any) -> None:
+        # A job has a thread and a loop of its own.
+        loop.call_soon_threadsafe(partial(_tell, connection, **event))
+
+    async def job(context: JobContext) -> None:
+        played.append(Played(tell, context.room, **made_of))
+        await played[-1].start()
+
+    worker = AgentServer(
+        **livekit,
+        job_executor_type=JobExecutorType.THREAD,
+        host="127.0.0.1",
+        port=0,
+        num_idle_processes=0,
+        load_fnc=lambda: 0.0,
+    )
+    worker.rtc_session(job, agent_name=agent_name)
+    worker.on("worker_registered", lambda *_: _tell(connection, event="registered"))
+    working = asyncio.create_task(worker.run(devmode=True))
+    async for line in connection[0]:
+        obeyed = asyncio.run_coroutine_threadsafe(
+            played[-1].obey(**json.loads(line)), played[-1].loop
+        )
+        await asyncio.wrap_future(obeyed)
+        _tell(connection, event="done")
+    await worker.aclose()
+    await working
 
 
 class Played:
@@ -116,11 +154,13 @@ class Played:
         voice: bool = False,
         fallback: bool = False,
         helper: bool = True,
+        wrapped: bool = False,
         **options: Any,
     ) -> None:
         self._tell, self._room, self._voice, self._helper = tell, room, voice, helper
         self.models: dict[str, Any] = {}
         self._fallback = fallback
+        self.loop = asyncio.get_running_loop()
         if voice:
             options |= {
                 "stt": self._model(stt, ScriptedSTT, "stt"),
@@ -140,9 +180,13 @@ class Played:
             }
         else:
             options |= {"vad": None, "turn_handling": {"turn_detection": None}}
+        self._adapters = []
+        if wrapped:
+            self._adapters = [options["tts"]]
+            options["tts"] = tts.StreamAdapter(tts=options["tts"])
         model = self._model(llm, ScriptedLLM, "llm")
         self.session = AgentSession[None](llm=model, conn_options=RETRY_AT_ONCE, **options)
-        self.orders: dict[str, Callable[..., Awaitable[None]]] = {
+        self._orders: dict[str, Callable[..., Awaitable[None]]] = {
             name: getattr(self, name)
             for name in (
                 "script",
@@ -174,11 +218,14 @@ class Played:
 
     async def start(self) -> None:
         if self._helper:
-            report(self.session)
+            report(self.session, adapters=self._adapters)
         for kind in SEEN:
             rtc.EventEmitter.on(self.session, kind, partial(self._saw, kind))
         options = RoomOptions(audio_input=self._voice, audio_output=self._voice)
         await self.session.start(PlayedAgent("first"), room=self._room, room_options=options)
+
+    async def obey(self, order: str, **options: Any) -> None:
+        await self._orders[order](**options)
 
     # What handlers see
 

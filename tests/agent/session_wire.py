@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict
-from livekit import rtc
+from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as agent_pb
 
 from tests.running_gateway import livekit_token
@@ -130,12 +130,20 @@ def _sent(event: agent_pb.AgentSessionEvent, size: int) -> Sent:
 
 @asynccontextmanager
 async def session_wire(
-    server: LiveKitServer, room: str, identity: str = "alice", voice: bool = False
+    server: LiveKitServer,
+    room: str,
+    identity: str = "alice",
+    voice: bool = False,
+    agent_name: str = "",
 ) -> AsyncIterator[SessionWire]:
-    """A participant in the room, who reads from before it is connected."""
+    """A participant in the room, who reads from before it is connected.
+
+    With `agent_name`, the room is made with that agent on its way.
+    """
     joined = rtc.Room()
     wire = SessionWire(joined)
-    await joined.connect(server.url, livekit_token(server, room, identity))
+    token = _token(server, room, identity, agent_name)
+    await joined.connect(server.url, token)
     tasks = [asyncio.create_task(wire.read())]
     if voice:
         tasks.append(asyncio.create_task(wire.speak()))
@@ -148,3 +156,16 @@ async def session_wire(
         await joined.disconnect()
         for task in tasks:
             assert task.cancelled() or task.exception() is None, task.exception()
+
+
+def _token(server: LiveKitServer, room: str, identity: str, agent_name: str) -> str:
+    if not agent_name:
+        return livekit_token(server, room, identity)
+    configuration = api.RoomConfiguration(agents=[api.RoomAgentDispatch(agent_name=agent_name)])
+    return (
+        api.AccessToken(server.api_key, server.api_secret)
+        .with_identity(identity)
+        .with_grants(api.VideoGrants(room_join=True, room=room))
+        .with_room_config(configuration)
+        .to_jwt()
+    )

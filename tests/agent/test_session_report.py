@@ -1,8 +1,12 @@
 """The helper for agents (clients/agent/), in real sessions, by what arrives in their rooms."""
 
+import json
+import subprocess
+from pathlib import Path
 from typing import Any
 
 from tests.agent.played_session import PlayedSession, Seen
+from tests.agent.running_agent import HELPER
 from tests.agent.session_wire import Sent, SessionWire
 from tests.conftest import Play, WireIn
 
@@ -16,6 +20,9 @@ FULLER = {
     "error",
 }
 """What the framework sends too, with less in it."""
+
+ONLY_HERE = {"speech_created", "user_transcription_timeout", "metrics_collected", "close"}
+"""What it does not send."""
 
 LIMIT = 64 * 1024
 
@@ -77,6 +84,23 @@ async def _close(session: PlayedSession, wire: SessionWire) -> Sent:
 
 
 # What is told
+
+
+def test_all_events_of_a_session_are_told(agent_python: Path) -> None:
+    """By the helper, or by the framework, whose form has all of them; the contract names each."""
+    whole = {"agent_state_changed", "user_state_changed", "agent_false_interruption"}
+    code = (
+        "import json, typing\n"
+        "from livekit.agents.voice.events import EventTypes\n"
+        "print(json.dumps(typing.get_args(EventTypes)))"
+    )
+    command: list[str | Path] = [agent_python, "-c", code]
+    printed = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout
+    contract = (HELPER / "README.md").read_text()
+
+    kinds = set(json.loads(printed)) - {"debug_message"}
+    assert kinds == FULLER | ONLY_HERE | whole
+    assert [kind for kind in kinds if f"`{kind}`" not in contract] == []
 
 
 async def test_a_turn_is_told_in_full_and_in_order(play: Play, wire_in: WireIn, room: str) -> None:
@@ -274,6 +298,19 @@ async def test_the_models_of_an_agent_that_takes_over_are_watched(
     assert (gone.members["model"], gone.members["available"]) == ("own", False)
 
 
+async def test_an_adapter_that_is_passed_in_is_watched(
+    play: Play, wire_in: WireIn, room: str
+) -> None:
+    options = {"voice": True, "fallback": True, "wrapped": True}
+    async with wire_in(room) as wire, play(room, **options) as session:
+        await session.script("tts", {"error": "connection"})
+        await wire.write("speak")
+        dumb = await wire.until_helper("availability_changed")
+        await _close(session, wire)
+
+    assert (dumb.members["kind"], dumb.members["available"]) == ("tts", False)
+
+
 # The end
 
 
@@ -288,6 +325,17 @@ async def test_a_close_by_who_leaves_is_told(play: Play, wire_in: WireIn, room: 
     assert close.members["reason"] == "participant_disconnected"
     assert close.members["error"] is None
     assert session.seen[-1].members["created_at"] == close.members["created_at"]
+
+
+async def test_a_session_of_a_worker_is_told(work: Play, wire_in: WireIn, room: str) -> None:
+    name = f"worked-{room}"
+    async with work(name) as session, wire_in(room, agent_name=name) as wire:
+        await session.listens()
+        await wire.write("hello")
+        await wire.until_helper("speech_finished")
+        await _close(session, wire)
+
+    _assert_told(wire, session)
 
 
 # Bounds

@@ -91,9 +91,11 @@ class Reporter:
             "user_transcription_timeout", partial(self._tell, "user_transcription_timeout")
         )
         self._listen("conversation_item_added", self._rescan)
+        # A reader knows two forms of one event for that by ours coming first.
         if _is_started(self._session):
-            # The framework's own callbacks run before ours then: its forms would come first.
             _logger.warning("report() after session.start(): some events are told in part only")
+        elif not _run_in_order():
+            _logger.warning("livekit is old: some events are told in part only")
         else:
             for kind in FULLER_HERE:
                 self._listen(kind, partial(self._tell, kind, replaces=kind))
@@ -226,3 +228,13 @@ def _is_started(session: "AgentSession[Any]") -> bool:
         return session.current_agent is not None
     except RuntimeError:
         return False
+
+
+def _run_in_order() -> bool:
+    """Whether callbacks run as they were registered; older SDKs keep them in a set."""
+    emitter = rtc.EventEmitter[str]()
+    ran: list[int] = []
+    for number in range(16):
+        emitter.on("probe", partial(ran.append, number))
+    emitter.emit("probe")
+    return ran == sorted(ran)
