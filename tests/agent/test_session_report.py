@@ -153,6 +153,18 @@ async def test_an_interruption_is_told(play: Play, wire_in: WireIn, room: str) -
     assert [finished["interrupted"] for finished in wire.of_helper("speech_finished")] == [True]
 
 
+async def test_a_close_ends_the_speech_that_it_cuts(play: Play, wire_in: WireIn, room: str) -> None:
+    async with wire_in(room) as wire, play(room) as session:
+        await session.tell("hold")
+        await wire.write("tell me all")
+        await wire.until("agent_state_changed", lambda sent: "AS_SPEAKING" in str(sent))
+        await _close(session, wire)
+        finished = await wire.until_helper("speech_finished")
+
+    assert finished.members["interrupted"] is True
+    _assert_told(wire, session)
+
+
 async def test_media_are_told_of_and_not_carried(play: Play, wire_in: WireIn, room: str) -> None:
     url = "https://example.com/cat.png"
     content = [

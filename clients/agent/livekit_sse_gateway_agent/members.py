@@ -20,6 +20,9 @@ LIMITS = ((16_384, 256), (2_048, 64), (256, 16))
 DEPTH = 12
 """A conversation item with its metrics has five levels."""
 
+VALUES = 10_000
+"""Of one event: looking at them takes some 10 milliseconds, in which the agent does nothing else."""
+
 CUT_MARK = "…"
 
 
@@ -53,6 +56,7 @@ class _Converter:
         self._text_characters = text_characters
         self._items = items
         self._depth = 0
+        self._left = VALUES
         self.cut = False
 
     def members(self, event: object) -> dict[str, Any]:
@@ -62,10 +66,11 @@ class _Converter:
         return members
 
     def convert(self, value: Any) -> Any:
-        if self._depth == DEPTH:
+        if self._depth == DEPTH or not self._left:
             self.cut = True
             return None
         self._depth += 1
+        self._left -= 1
         try:
             return self._convert(value)
         finally:

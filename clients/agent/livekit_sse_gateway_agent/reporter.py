@@ -99,7 +99,7 @@ class Reporter:
         else:
             for kind in FULLER_HERE:
                 self._listen(kind, partial(self._tell, kind, replaces=kind))
-        self._watch(*self._adapters, self._session.llm, self._session.stt, self._session.tts)
+        self._scan()
 
     # What is heard
 
@@ -144,14 +144,22 @@ class Reporter:
 
     def _rescan(self, event: Any) -> None:
         if isinstance(event.item, llm.AgentHandoff):
+            # The first one is the start: perhaps again, after a close.
+            self._scan()
             agent = self._session.current_agent
             self._watch(agent.llm, agent.stt, agent.tts)
 
     def _close(self, event: Any) -> None:
-        self._say("close", event)
-        self._unwatch()
+        try:
+            self._say("close", event)
+        finally:
+            self._unwatch()
 
     # Whose availability is told
+
+    def _scan(self) -> None:
+        session = self._session
+        self._watch(*self._adapters, session.llm, session.stt, session.tts)
 
     def _watch(self, *models: object) -> None:
         """Any model will do: one that falls back to nothing never sends the event."""
