@@ -12,7 +12,7 @@ from benchmarks import machine
 from benchmarks.http_client import KeptConnection
 from benchmarks.receivers import Receiver, listen
 from benchmarks.senders import TOPIC
-from gateway.events import ParticipantEvent, StreamChunk, StreamEvent
+from gateway.events import Happening, StreamChunk
 from gateway.rooms.base import Listener
 from gateway.rooms.livekit import LiveKitRooms
 
@@ -95,7 +95,7 @@ class GatewayConnections(Connections):
         await super().close()
         await self._rooms.aclose()
 
-    def _emit(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _emit(self, event: Happening) -> None:
         if isinstance(event, StreamChunk):
             self.receiver.arrived(event.text, time.monotonic_ns())
 

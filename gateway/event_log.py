@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from gateway.errors import InvalidParameter
 from gateway.events import (
+    AGENTS,
     PARTICIPANTS,
     GapReason,
     GatewayClosing,
@@ -40,6 +41,9 @@ _POSITION = re.compile(r"([0-9a-f]{16})-(0|[1-9][0-9]{0,18})")
 INTERRUPTIONS = 100
 """Interruptions that are remembered beside the log, for the replay of a stream that is older than what
 the log keeps."""
+
+ALWAYS = (PARTICIPANTS, AGENTS)
+"""Topics of what is no text: received from the beginning, by every log."""
 
 READ_BYTES = 64 * 1024
 """What one read hands out at most, so that a subscriber far behind does not fill memory with one write."""
@@ -228,7 +232,7 @@ class EventLog:
         self._start = 0
         self._head = 0
         self._bytes = 0
-        self._registered = {PARTICIPANTS: 0, **dict.fromkeys(topics, 0)}
+        self._registered = {**dict.fromkeys(ALWAYS, 0), **dict.fromkeys(topics, 0)}
         self._open: dict[_StreamKey, LoggedStream] = {}
         # Those that are open, and those that are closed and kept whole, the older first.
         self._listed: dict[str, dict[int, LoggedStream]] = {}
@@ -297,7 +301,7 @@ class EventLog:
     @property
     def topics(self) -> list[str]:
         """Those that are received."""
-        return [topic for topic in self._registered if topic != PARTICIPANTS]
+        return [topic for topic in self._registered if topic not in ALWAYS]
 
     def register_topic(self, topic: str) -> None:
         """From now on the topic is received; a resume from before cannot be proved whole.

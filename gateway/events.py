@@ -121,6 +121,30 @@ class ParticipantAttributesChanged:
 ParticipantEvent = ParticipantConnected | ParticipantDisconnected | ParticipantAttributesChanged
 
 
+TimeOf = Literal["happened", "sent"]
+
+AGENTS = "\0agents"
+"""Likewise, of `agent.*` events."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentEvent:
+    """Something that an agent has told of its session, in LiveKit Agents' own words."""
+
+    topic: ClassVar[str] = AGENTS
+
+    type: str
+    """`agent.` and the name that LiveKit Agents gives the event."""
+    participant_identity: str
+    """The agent's."""
+    created_at: float | None
+    """Seconds since the epoch, by the agent's clock."""
+    created_at_is: TimeOf | None
+    """Whether that is when it happened, or only when it was sent: not all events carry the former."""
+    members: Mapping[str, Any]
+    """Beside those above, as LiveKit Agents has them."""
+
+
 @dataclass(frozen=True, slots=True)
 class RoomWaiting:
     """The room does not exist. An observer does not create it, and is there when somebody does."""
@@ -253,7 +277,10 @@ def closing(reason: ClosingReason) -> GatewayClosing:
     return GatewayClosing(reason, reason.reconnect)
 
 
-LogEvent = StreamEvent | ParticipantEvent | RoomEvent | GatewayGap
+Happening = StreamEvent | ParticipantEvent | AgentEvent
+"""What happens in a room."""
+
+LogEvent = Happening | RoomEvent | GatewayGap
 """What is kept in an event log."""
 
 Event = LogEvent | GatewayOpened | GatewayClosing
@@ -262,12 +289,23 @@ Event = LogEvent | GatewayOpened | GatewayClosing
 _MEMBERS = {
     kind: tuple((field.name, field.name.removesuffix("_")) for field in fields(kind))
     for kind in get_args(Event)
+    if kind is not AgentEvent
 }
 
 
 def members(event: Event) -> dict[str, Any]:
     """The members of the event's JSON object, `type` first."""
     made: dict[str, Any] = {"type": event.type}
+    if isinstance(event, AgentEvent):
+        made["participant_identity"] = event.participant_identity
+        made["created_at"] = event.created_at
+        made["created_at_is"] = event.created_at_is
+        # An agent does not say for itself who it is.
+        return (
+            {**event.members, **made}
+            if made.keys() & event.members.keys()
+            else {**made, **event.members}
+        )
     for attribute, name in _MEMBERS[type(event)]:
         made[name] = getattr(event, attribute)
     return made

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from gateway.events import ParticipantEvent, StreamEvent
+from gateway.events import Happening
 from gateway.rooms.base import Listener, LostReason
 
 
@@ -12,7 +12,7 @@ class Link:
 
     def __init__(
         self,
-        emit: Callable[[StreamEvent | ParticipantEvent], None],
+        emit: Callable[[Happening], None],
         reconnecting: Callable[[], None],
         reconnected: Callable[[], None],
     ) -> None:
@@ -20,7 +20,7 @@ class Link:
         """Done when LiveKit has ended the connection."""
         self.listener = Listener(self._on_event, reconnecting, reconnected, self._on_lost)
         self._emit = emit
-        self._held: list[StreamEvent | ParticipantEvent] | None = []
+        self._held: list[Happening] | None = []
 
     def open(self) -> None:
         """Lets through what has waited, and all that comes."""
@@ -28,7 +28,7 @@ class Link:
         for event in held or ():
             self._emit(event)
 
-    def _on_event(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _on_event(self, event: Happening) -> None:
         if self._held is None:
             self._emit(event)
         else:

@@ -16,8 +16,8 @@ from gateway.event_log import EventLog
 from gateway.events import (
     ClosingReason,
     GapReason,
+    Happening,
     ParticipantDisconnected,
-    ParticipantEvent,
     RoomClosed,
     RoomReconnecting,
     RoomWaiting,
@@ -49,7 +49,7 @@ class Tap:
     def __init__(
         self,
         identity: str,
-        emit: Callable[[StreamEvent | ParticipantEvent], None],
+        emit: Callable[[Happening], None],
         reconnecting: Callable[[], None],
         reconnected: Callable[[], None],
         lost: Callable[[LostReason], None],
@@ -220,7 +220,7 @@ class Observer(Connection):
             if await self._rooms.room_exists(self._name):
                 return
 
-    def _on_event(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _on_event(self, event: Happening) -> None:
         self.log.append(event)
         for tap in tuple(self._taps):
             tap.emit(event)

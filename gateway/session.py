@@ -21,8 +21,8 @@ from gateway.event_log import EventLog
 from gateway.events import (
     ClosingReason,
     GapReason,
+    Happening,
     ParticipantDisconnected,
-    ParticipantEvent,
     Presence,
     StreamChunk,
     StreamClosed,
@@ -333,7 +333,7 @@ class ParticipantSession(Connection):
         super()._end(reason)
         self._settled.set()
 
-    def _on_tapped(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _on_tapped(self, event: Happening) -> None:
         """An event of the observer's, unless it is of a stream whose beginning we did not see."""
         match event:
             case StreamOpened() if self.log.is_registered(event.topic):
@@ -349,7 +349,7 @@ class ParticipantSession(Connection):
             case StreamOpened():
                 return
             case _:
-                pass  # of participants
+                pass  # of participants and agents
         self.log.append(event)
         if (
             isinstance(event, ParticipantDisconnected)

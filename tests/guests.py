@@ -7,11 +7,10 @@ from contextlib import asynccontextmanager
 from livekit import rtc
 
 from gateway.events import (
+    Happening,
     ParticipantDisconnected,
-    ParticipantEvent,
     StreamChunk,
     StreamClosed,
-    StreamEvent,
     StreamOpened,
 )
 from gateway.rooms.base import Listener, LostReason, Room
@@ -23,13 +22,13 @@ class Guest:
     """One participant, by the contract of the far side: over LiveKit, and over its twin."""
 
     def __init__(self) -> None:
-        self.heard: asyncio.Queue[StreamEvent | ParticipantEvent] = asyncio.Queue()
+        self.heard: asyncio.Queue[Happening] = asyncio.Queue()
         self.lost: asyncio.Queue[LostReason] = asyncio.Queue()
         self.listener = Listener(self._hear, lambda: None, lambda: None, self.lost.put_nowait)
         self.room: Room
         self._told = asyncio.Event()
 
-    def _hear(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _hear(self, event: Happening) -> None:
         self.heard.put_nowait(event)
         self._told.set()
 

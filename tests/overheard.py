@@ -7,7 +7,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
-from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
+from gateway.events import (
+    Happening,
+    StreamChunk,
+    StreamClosed,
+    StreamOpened,
+)
 from gateway.rooms.base import Listener
 from tests.running_gateway import DEADLINE, RunningGateway
 
@@ -36,7 +41,7 @@ class Ear:
         self.faults: list[str] = []
         self._changed = asyncio.Event()
 
-    def hear(self, event: StreamEvent | ParticipantEvent) -> None:
+    def hear(self, event: Happening) -> None:
         match event:
             case StreamOpened():
                 self.opened(event.stream_id, event.attributes or {})

@@ -314,6 +314,7 @@ class RunningGateway:
         last_event_id: str | None = None,
         token: str | None = None,
         accept: str | None = None,
+        path: str | None = None,
         **query: Any,
     ) -> AsyncIterator[EventStream]:
         """An open event stream, past its headers; of several topics on one connection, where it is a tuple."""
@@ -322,7 +323,8 @@ class RunningGateway:
             headers["Last-Event-ID"] = last_event_id
         if accept is not None:
             headers["Accept"] = accept
-        path = f"/rooms/{room}/topics/{topic}/events"
+        if path is None:
+            path = f"/rooms/{room}/topics/{topic}/events"
         if isinstance(topic, tuple):
             path = f"/rooms/{room}/events"
             query["topic"] = topic
@@ -331,6 +333,12 @@ class RunningGateway:
             aclosing(_lines(response)) as lines,
         ):
             yield EventStream(response, lines)
+
+    def agent_events(
+        self, room: str, identity: str, **options: Any
+    ) -> AbstractAsyncContextManager[EventStream]:
+        """Likewise, of the agents in the room."""
+        return self.events(room, identity, path=f"/rooms/{room}/agent/events", **options)
 
     def admin_events(
         self, room: str, topic: str = "lk.chat", **query: Any

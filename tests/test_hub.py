@@ -24,11 +24,10 @@ from gateway.events import (
     ClosingReason,
     GapReason,
     GatewayGap,
+    Happening,
     LogEvent,
-    ParticipantEvent,
     StreamChunk,
     StreamClosed,
-    StreamEvent,
     closing,
 )
 from gateway.hub import Hub
@@ -286,7 +285,7 @@ async def test_a_stream_that_is_aborted_before_its_turn_to_close_is_not_complete
     hub = _hub(rooms)
     ends: list[tuple[str, str | None]] = []
 
-    def emit(event: StreamEvent | ParticipantEvent) -> None:
+    def emit(event: Happening) -> None:
         if isinstance(event, StreamClosed):
             ends.append((event.stream_id, event.reason))
 
@@ -318,7 +317,7 @@ async def test_draining_leaves_observers_after_the_sessions_that_they_carry() ->
     hub = _hub(rooms)
     ends: list[tuple[str | None, bool]] = []
 
-    def emit(event: StreamEvent | ParticipantEvent) -> None:
+    def emit(event: Happening) -> None:
         if isinstance(event, StreamClosed):
             ends.append((event.reason, OBSERVER in rooms.identities("r")))
 

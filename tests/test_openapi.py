@@ -27,6 +27,8 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from gateway import __version__, errors, events, idempotency, server, session
+from gateway.agent_session import helper
+from gateway.agent_session.decoding import DECODERS
 from gateway.errors import GatewayError
 from gateway.event_log import EventLog, LogBounds
 from gateway.hub import Hub
@@ -61,6 +63,7 @@ TOPICS = "/rooms/{room}/topics"
 TOPIC = "/rooms/{room}/topics/{topic}"
 EVENTS = "/rooms/{room}/topics/{topic}/events"
 ROOM_EVENTS = "/rooms/{room}/events"
+AGENT_EVENTS = "/rooms/{room}/agent/events"
 STREAMS = "/rooms/{room}/topics/{topic}/streams"
 STREAM = "/rooms/{room}/streams/{stream_id}"
 PARTICIPANTS = "/rooms/{room}/participants"
@@ -79,6 +82,7 @@ JOINING = [
     ("post", TEXT),
     ("get", EVENTS),
     ("get", ROOM_EVENTS),
+    ("get", AGENT_EVENTS),
     ("get", PARTICIPANTS),
     ("get", STREAMS),
     ("get", STREAM),
@@ -93,6 +97,9 @@ OF_SOME = BEGUN | {"Upload-Limit", "Accept-Encoding"}
 
 MESSAGE = "message"
 """The event that is made of a stream's, and has no class."""
+
+AGENTS_TYPES = {f"agent.{name}" for name in {*DECODERS, *helper.ONLY}}
+"""Of the events that are agents' own, which have one schema."""
 
 MAX_ROOMS = 2
 
@@ -203,12 +210,11 @@ def test_every_example_is_an_instance_of_its_schema() -> None:
     assert checked > 15
 
 
-def test_both_paths_of_event_streams_are_answered_alike() -> None:
+def test_all_paths_of_event_streams_are_answered_alike() -> None:
     for method in ("get", "head"):
-        assert (
-            _operations(EVENTS)[method]["responses"]
-            == (_operations(ROOM_EVENTS)[method]["responses"])
-        )
+        answered = _operations(EVENTS)[method]["responses"]
+        for path in (ROOM_EVENTS, AGENT_EVENTS):
+            assert _operations(path)[method]["responses"] == answered
 
 
 def test_every_event_in_an_example_stream_is_an_instance_of_its_schema() -> None:
@@ -277,7 +283,7 @@ def test_the_documented_heads_are_those_that_do_other_than_a_get() -> None:
     """One never joins; where the other is, there is nothing to get."""
     heads = [path for path in DOCUMENT["paths"] if "head" in _operations(path)]
 
-    assert heads == [UPLOAD, ROOM_EVENTS, EVENTS]
+    assert heads == [UPLOAD, ROOM_EVENTS, AGENT_EVENTS, EVENTS]
 
 
 def test_every_path_parameter_is_documented() -> None:
@@ -340,7 +346,7 @@ async def test_the_json_members_are_those_that_a_text_may_have(client: httpx.Asy
 
 
 def test_the_replays_and_views_are_those_that_the_code_has() -> None:
-    for path in (EVENTS, ROOM_EVENTS):
+    for path in (EVENTS, ROOM_EVENTS, AGENT_EVENTS):
         assert _query_schema("get", path, "replay")["enum"] == [str(each) for each in Replay]
         assert _query_schema("get", path, "view")["enum"] == [str(each) for each in forms.View]
 
@@ -577,6 +583,8 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         ("head", EVENTS, {"headers": LINES_WANTED}, 200),
         ("get", ROOM_EVENTS, TOPICS_ASKED | {"headers": {"Last-Event-ID": POSITION}}, 204),
         ("head", ROOM_EVENTS, TOPICS_ASKED, 200),
+        ("get", AGENT_EVENTS, {"headers": {"Last-Event-ID": POSITION}}, 204),
+        ("head", AGENT_EVENTS, {}, 200),
         ("get", PARTICIPANTS, {}, 200),
         ("get", PARTICIPANTS, ADMIN | {"params": {"presence": "none"}}, 200),
         ("post", TEXT, {"json": {"text": "Hello", "to": "bob", "attributes": {"a": "b"}}}, 200),
@@ -651,6 +659,7 @@ async def test_event_streams_are_answered_as_documented() -> None:
         (EVENTS, {"params": {"participants": "1"}}),
         (EVENTS, {"params": {"view": "messages"}}),
         (ROOM_EVENTS, TOPICS_ASKED),
+        (AGENT_EVENTS, {"params": {"presence": "join"}}),
         (ROOM_EVENTS, {"params": {"topic": "lk.chat", "view": "messages"}}),
     ]
     async with running(MemoryRooms(), SETTINGS) as gateway, AsyncExitStack() as stack:
@@ -679,6 +688,8 @@ async def test_event_streams_are_answered_as_documented() -> None:
         for each in seen:
             _check(each, {"$ref": f"#/components/schemas/{schema}"})
         streams = ["stream.opened", "stream.chunk", "stream.closed"]
+        if path == AGENT_EVENTS:
+            streams = []
         assert [each["type"] for each in seen if each["type"] != "gateway.position"] == [
             "gateway.opened",
             *([MESSAGE] if request["params"].get("view") == "messages" else streams),
@@ -970,12 +981,13 @@ async def _answer(kind: type[GatewayError]) -> httpx.Response:
 
 
 def test_every_event_is_documented_and_every_documented_event_exists() -> None:
-    assert set(_documented_events()) == {*_event_classes(), MESSAGE}
+    assert set(_documented_events()) == {*_event_classes(), MESSAGE, *AGENTS_TYPES}
     assert {each["$ref"] for each in SCHEMAS["Event"]["oneOf"]} == set(
         SCHEMAS["Event"]["discriminator"]["mapping"].values()
     )
-    for type_, schema in _documented_events().items():
-        assert schema["properties"]["type"]["const"] == type_
+    assert set(SCHEMAS["AgentEvent"]["properties"]["type"]["enum"]) == AGENTS_TYPES
+    for type_ in {*_event_classes(), MESSAGE}:
+        assert _documented_events()[type_]["properties"]["type"]["const"] == type_
 
 
 def test_the_union_of_events_has_every_class_with_a_type() -> None:
@@ -985,7 +997,8 @@ def test_the_union_of_events_has_every_class_with_a_type() -> None:
 
 
 def test_the_members_of_every_event_are_those_of_the_code() -> None:
-    for type_, schema in _documented_events().items():
+    for type_ in {*_event_classes(), MESSAGE}:
+        schema = _documented_events()[type_]
         names = _members_of_message() if type_ == MESSAGE else _members(_event_classes()[type_])
         assert list(schema["properties"]) == names, type_
         assert schema["required"] == names, type_
@@ -1195,7 +1208,7 @@ def _classes(module: ModuleType) -> list[type]:
 
 
 def _event_classes() -> dict[str, Any]:
-    return {each.type: each for each in get_args(events.Event)}
+    return {each.type: each for each in get_args(events.Event) if each is not events.AgentEvent}
 
 
 def _members(event: Any) -> list[str]:

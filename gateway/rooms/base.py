@@ -20,7 +20,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-from gateway.events import ParticipantEvent, StreamEvent, StreamOpened
+from gateway.events import Happening, StreamOpened
 
 MAX_OPEN_OF_SENDER = 500
 """Streams that one participant may hold open towards one connection, so that a hostile one does not
@@ -142,7 +142,7 @@ class LostReason(StrEnum):
 class Listener:
     """What a room calls; after `lost`, or once `leave` has returned, nothing more comes."""
 
-    emit: Callable[[StreamEvent | ParticipantEvent], None]
+    emit: Callable[[Happening], None]
     reconnecting: Callable[[], None]
     """The connection is broken, and is being mended below: `reconnected` follows, or `lost`, unless we
     leave first."""

@@ -24,6 +24,7 @@ from gateway.events import (
     ParticipantDisconnected,
 )
 from gateway.rooms import native
+from gateway.rooms.agent_messages import TOPIC as AGENT_MESSAGES, AgentMessages
 from gateway.rooms.base import (
     AGENT,
     NOT_PERMITTED,
@@ -295,6 +296,8 @@ class _LiveKitRoom(Room):
             lambda sender: rooms.find_participant(name, sender),
             rooms.stream_idle_timeout,
         )
+        self._agents = AgentMessages(self._is_agent, listener.emit)
+        sdk_room.register_byte_stream_handler(AGENT_MESSAGES, self._agents.open)
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
@@ -405,6 +408,7 @@ class _LiveKitRoom(Room):
             else rtc.DisconnectReason.USER_UNAVAILABLE
         )
         await self._incoming.end()
+        await self._agents.end()
         self._part()
 
     def _part(self) -> None:
@@ -414,6 +418,11 @@ class _LiveKitRoom(Room):
         self._callbacks.clear()
         for topic in self._topics:
             self.sdk_room.unregister_text_stream_handler(topic)
+        self.sdk_room.unregister_byte_stream_handler(AGENT_MESSAGES)
+
+    def _is_agent(self, identity: str) -> bool | None:
+        found = self.sdk_room.remote_participants.get(identity)
+        return None if found is None else _kind(found) == AGENT
 
     async def _disconnect(self, reason: rtc.DisconnectReason.ValueType) -> None:
         try:
@@ -512,6 +521,7 @@ class _LiveKitRoom(Room):
             raise NotPermitted(NOT_PERMITTED)
 
     def _on_participant_connected(self, participant: rtc.RemoteParticipant) -> None:
+        self._agents.came()
         if not self._left:
             self._listener.emit(
                 ParticipantConnected(
@@ -524,6 +534,7 @@ class _LiveKitRoom(Room):
 
     def _on_participant_disconnected(self, participant: rtc.RemoteParticipant) -> None:
         reason = participant.disconnect_reason
+        self._agents.left(participant.identity)
         if not self._left:
             self._listener.emit(
                 ParticipantDisconnected(
@@ -576,6 +587,7 @@ class _LiveKitRoom(Room):
     async def _lost(self, reason: LostReason) -> None:
         """Tells of the loss once the readers have told of the streams that it broke."""
         await self._incoming.end()
+        await self._agents.end()
         self._part()
         if self._leaving is None:
             self._listener.lost(reason)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+from gateway.agent_session import Decoder, Ignored
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import (
     ParticipantAttributesChanged,
@@ -19,6 +20,7 @@ from gateway.events import (
     StreamOpened,
 )
 from gateway.rooms.base import (
+    AGENT,
     MAX_OPEN_INCOMING,
     MAX_OPEN_OF_SENDER,
     NOT_PERMITTED,
@@ -121,6 +123,7 @@ class MemoryRoom(Room):
     closed: Callable[[], None] = lambda: None
     topics: set[str] = field(default_factory=set)
     incoming: dict[tuple[str, str], StreamTally] = field(default_factory=dict)
+    decoder: Decoder = field(default_factory=Decoder)
 
     @property
     def local(self) -> Participant:
@@ -199,6 +202,13 @@ class MemoryRoom(Room):
         event = ParticipantAttributesChanged(self.identity, changed, self.attributes)
         for other in self._others():
             other.listener.emit(event)
+
+    def tell_of_session(self, message: bytes) -> None:
+        """What an agent broadcasts on `lk.agent.session`."""
+        for other in self._others() if self.kind == AGENT else ():
+            decoded = other.decoder.decode(self.identity, message)
+            if not isinstance(decoded, Ignored):
+                other.listener.emit(decoded)
 
     def lose(self, reason: LostReason) -> None:
         self._go(_LOST.get(reason))

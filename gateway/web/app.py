@@ -112,6 +112,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
             methods=["HEAD", "PATCH", "DELETE"],
         ),
         Route("/rooms/{room:segment}/events", events.of_room),
+        Route("/rooms/{room:segment}/agent/events", events.of_agents),
         Route("/rooms/{room:segment}/topics", topics.get),
         Route(
             "/rooms/{room:segment}/topics/{topic:segment}",

@@ -6,7 +6,7 @@ Here a request becomes a follower of the log; `delivery.py` does the writing.
 import asyncio
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from enum import StrEnum
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from gateway.errors import (
     Unavailable,
 )
 from gateway.event_log import EventLog, Position, Start, parse_position
-from gateway.events import PARTICIPANTS, ClosingReason, GatewayOpened, closing
+from gateway.events import AGENTS, PARTICIPANTS, ClosingReason, GatewayOpened, closing
 from gateway.hub import Hold, Hub
 from gateway.metrics import CONTINUED
 from gateway.quota import Quota
@@ -104,13 +104,20 @@ class EventStreamEndpoint:
         query = Query(request, (*_NAMES, "topic"))
         return await self._get(request, query, query.all("topic"))
 
-    async def _get(self, request: Request, query: Query, asked: list[str]) -> Response:
+    async def of_agents(self, request: Request) -> Response:
+        """/rooms/{room}/agent/events: of every agent in the room."""
+        return await self._get(request, Query(request, _NAMES), [], {AGENTS})
+
+    async def _get(
+        self, request: Request, query: Query, asked: list[str], others: Collection[str] = ()
+    ) -> Response:
         caller = authenticate(request, query, self._verifier)
         caller.require_can_subscribe()
         topics = frozenset(map(reading_topic, asked))
-        shown = topics | {PARTICIPANTS} if _flag(query, "participants") else topics
+        shown = topics.union(others, (_OTHERS[name] for name in _OTHERS if _flag(query, name)))
         if not shown:
-            raise InvalidParameter("Nothing to follow: give 'topic', 'participants=1', or both.")
+            flags = " or ".join(f"'{name}=1'" for name in _OTHERS)
+            raise InvalidParameter(f"Nothing to follow: give 'topic', {flags}.")
         replay = _one_of(Replay, query, "replay", Replay.OPEN)
         view = _one_of(View, query, "view", View.STREAMS)
         presence = presence_of(query.one("presence"))
@@ -165,7 +172,10 @@ class EventStreamEndpoint:
         return Deadline(aged, ClosingReason.MAX_AGE)
 
 
-_NAMES = ("last_event_id", "replay", "presence", "participants", "view")
+_OTHERS = {"participants": PARTICIPANTS, "agent": AGENTS}
+"""What is followed beside texts, by the parameter that asks for it."""
+
+_NAMES = ("last_event_id", "replay", "presence", "view", *_OTHERS)
 
 
 def _greeting(

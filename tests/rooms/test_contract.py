@@ -12,6 +12,7 @@ from livekit import api
 
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, NotSupported
 from gateway.events import (
+    Happening,
     ParticipantAttributesChanged,
     ParticipantConnected,
     ParticipantDisconnected,
@@ -120,10 +121,10 @@ class FarSide:
         others: asyncio.Queue[ParticipantEvent] = asyncio.Queue()
         told = asyncio.Event()
 
-        def emit(event: StreamEvent | ParticipantEvent) -> None:
+        def emit(event: Happening) -> None:
             if isinstance(event, StreamEvent):
                 heard.put_nowait(event)
-            else:
+            elif isinstance(event, ParticipantEvent):
                 others.put_nowait(event)
                 told.set()
 

@@ -15,7 +15,13 @@ import pytest
 from livekit import api, rtc
 from livekit.rtc._proto import ffi_pb2, room_pb2
 
-from gateway.events import ParticipantEvent, StreamChunk, StreamClosed, StreamEvent, StreamOpened
+from gateway.events import (
+    Happening,
+    StreamChunk,
+    StreamClosed,
+    StreamEvent,
+    StreamOpened,
+)
 from gateway.rooms import closings, native
 from gateway.rooms.base import Listener, TextOptions
 from gateway.rooms.livekit import LiveKitRooms, _LiveKitRoom
@@ -131,7 +137,7 @@ class Ears:
     def listener(self) -> Listener:
         return Listener(self._hear, lambda: None, lambda: None, lambda reason: None)
 
-    def _hear(self, event: StreamEvent | ParticipantEvent) -> None:
+    def _hear(self, event: Happening) -> None:
         if isinstance(event, StreamEvent):
             self.heard.put_nowait(event)
 
@@ -343,7 +349,7 @@ async def test_an_error_of_a_listener_is_reported_and_holds_up_nobody(side: Join
         lambda loop, context: failed.put_nowait(context["exception"])
     )
 
-    def fail(event: StreamEvent | ParticipantEvent) -> None:
+    def fail(event: Happening) -> None:
         if isinstance(event, StreamChunk | StreamClosed):
             raise ValueError(event)
 
@@ -364,7 +370,7 @@ async def test_a_listener_that_fails_at_the_opening_of_a_stream_leaves_no_reader
 ) -> None:
     failed = asyncio.Event()
 
-    def fail(event: StreamEvent | ParticipantEvent) -> None:
+    def fail(event: Happening) -> None:
         if isinstance(event, StreamOpened):
             failed.set()
             raise ValueError(event.stream_id)

@@ -1,0 +1,129 @@
+"""What agents in the room tell of their sessions: byte streams, read one after another, to their end."""
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Callable
+
+from livekit import rtc
+
+from gateway.agent_session import Decoder, Ignored
+from gateway.events import AgentEvent
+
+TOPIC = "lk.agent.session"
+
+MESSAGE_BYTES = 1024 * 1024
+"""Longest message; the output of a tool may be a page, and is not more."""
+
+MESSAGE_TIMEOUT = 10.0
+"""Seconds for one message, which is sent whole: one that does not end must not hold up those behind it."""
+
+ANNOUNCED_WITHIN = 4.0
+"""Seconds in which LiveKit tells of who is there: of those without tracks after up to 3."""
+
+MAX_WAITING = 1_000
+"""Messages of one agent that wait to be read; each takes a millisecond."""
+
+NOT_AN_AGENT = "not_an_agent"
+TOO_LONG = "too_long"
+TOO_MANY = "too_many"
+BROKEN_OFF = "broken_off"
+
+
+class AgentMessages:
+    def __init__(
+        self, is_agent: Callable[[str], bool | None], emit: Callable[[AgentEvent], None]
+    ) -> None:
+        """`is_agent`: whether that participant is of kind agent, for others could play one; None while LiveKit
+        has not told of it."""
+        self.ignored: Counter[str] = Counter()
+        """Messages that became no event, by the reason."""
+        self._decoder = Decoder()
+        self._come = asyncio.Event()
+        self._is_agent = is_agent
+        self._emit = emit
+        self._waiting: dict[str, deque[rtc.ByteStreamReader]] = {}
+        self._reading: set[asyncio.Task[None]] = set()
+
+    def open(self, reader: rtc.ByteStreamReader, sender: str) -> None:
+        """What the SDK calls for each message that begins."""
+        if self._is_agent(sender) is False:
+            self._ignore(reader, NOT_AN_AGENT)
+            return
+        if (waiting := self._waiting.get(sender)) is None:
+            self._waiting[sender] = deque([reader])
+            task = asyncio.create_task(self._read(sender))
+            self._reading.add(task)
+            task.add_done_callback(self._reading.discard)
+        elif len(waiting) >= MAX_WAITING:
+            self._ignore(reader, TOO_MANY)
+        else:
+            waiting.append(reader)
+
+    def came(self) -> None:
+        """Somebody did."""
+        self._come.set()
+        self._come = asyncio.Event()
+
+    def left(self, agent: str) -> None:
+        self._decoder.forget(agent)
+
+    async def end(self) -> None:
+        """The connection is over."""
+        for task in self._reading:
+            task.cancel()
+        if self._reading:
+            await asyncio.wait(self._reading)
+
+    async def _read(self, sender: str) -> None:
+        """All that waits, in the order in which it was sent."""
+        waiting = self._waiting[sender]
+        try:
+            while waiting:
+                data = await self._message(waiting[0])
+                waiting.popleft()
+                if data is None:
+                    continue
+                if await self._is_known_agent(sender):
+                    self._tell(sender, data)
+                else:
+                    self.ignored[NOT_AN_AGENT] += 1
+        finally:
+            del self._waiting[sender]
+            for reader in waiting:
+                reader.close()
+
+    async def _message(self, reader: rtc.ByteStreamReader) -> bytes | None:
+        data = bytearray()
+        try:
+            async with asyncio.timeout(MESSAGE_TIMEOUT):
+                async for piece in reader:
+                    data += piece
+                    if len(data) > MESSAGE_BYTES:
+                        self.ignored[TOO_LONG] += 1
+                        return None
+        except (TimeoutError, rtc.StreamError):
+            self.ignored[BROKEN_OFF] += 1
+            return None
+        finally:
+            reader.close()
+        return bytes(data)
+
+    async def _is_known_agent(self, sender: str) -> bool:
+        try:
+            async with asyncio.timeout(ANNOUNCED_WITHIN):
+                while (known := self._is_agent(sender)) is None:
+                    await self._come.wait()
+        except TimeoutError:
+            return False
+        return known
+
+    def _tell(self, sender: str, data: bytes) -> None:
+        decoded = self._decoder.decode(sender, data)
+        if isinstance(decoded, Ignored):
+            self.ignored[decoded] += 1
+        else:
+            self._emit(decoded)
+
+    def _ignore(self, reader: rtc.ByteStreamReader, reason: str) -> None:
+        self.ignored[reason] += 1
+        reader.close()
