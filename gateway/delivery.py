@@ -23,15 +23,15 @@ logger = logging.getLogger(__name__)
 TURN_WRITES = 200
 """Writes between two looks at what else there is to do: some two milliseconds."""
 
+TURN_CHANNELS = 50
+"""Likewise, where each has few followers."""
+
 TEND_TOGETHER = 1 / 30
 """Part of the heartbeat's interval by which what is due may be late, so that it is done together: one at a time,
 each would wake the process."""
 
 TEND_LATE = 1.0
 """Seconds by which it may be late at most: a token's end is due, too."""
-
-TURN_CHANNELS = 50
-"""Likewise, where each has few followers."""
 
 FIRST_HEARTBEAT = 0.5
 """The first comes within a random part of the interval from here on: those that came at once, as after a
@@ -100,7 +100,7 @@ class Pump:
     def __init__(self, metrics: Metrics, *, heartbeat: float, write_timeout: float) -> None:
         """`heartbeat`: seconds without a write after which a follower is sent one. `write_timeout`: seconds
         after which a client that takes nothing is dropped."""
-        self.write_timeout = write_timeout
+        self._write_timeout = write_timeout
         self._metrics = metrics
         self._heartbeat = heartbeat
         self._channels: dict[tuple[EventLog, frozenset[str], Form, object], Channel] = {}
@@ -134,7 +134,7 @@ class Pump:
                 self._hurry,
                 lambda: self._channels.pop(key),
             )
-        follower = Follower(channel, outlet, beginning, seq, deadline, self.write_timeout)
+        follower = Follower(channel, outlet, beginning, seq, deadline, self._write_timeout)
         channel.add(follower)
         self._metrics.event_streams_opened += 1
         outlet.follow(follower)  # which may have lost its client already

@@ -301,11 +301,7 @@ def members(event: Event) -> dict[str, Any]:
         made["created_at"] = event.created_at
         made["created_at_is"] = event.created_at_is
         # An agent does not say for itself who it is.
-        return (
-            {**event.members, **made}
-            if made.keys() & event.members.keys()
-            else {**made, **event.members}
-        )
+        return made | {name: told for name, told in event.members.items() if name not in made}
     for attribute, name in _MEMBERS[type(event)]:
         made[name] = getattr(event, attribute)
     return made

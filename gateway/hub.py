@@ -201,11 +201,12 @@ class Hub:
 
         Raises Draining, TooManyConnections, TooManyJoins, JoinFailed, LiveKitUnavailable.
         """
+        with await self._hold_observer(room) as observer:
+            yield observer
+
+    async def _hold_observer(self, room: str) -> "Hold[Observer]":
         slot = await self._acquire(Key(room, None), lambda: self._new_observer(room))
-        try:
-            yield slot.connection
-        finally:
-            self._release(slot)
+        return Hold(slot.connection, partial(self._release, slot))
 
     async def hold_unseen(self, caller: Caller, on_absent: Callable[[], None]) -> "Hold[Observer]":
         """The room's observer. `on_absent` is called when this caller may not read there any more: by having
@@ -216,21 +217,21 @@ class Hub:
         by_presence = not (caller.hidden or caller.room_admin)
         if by_presence:
             await self._require_present(caller)
-        slot = await self._acquire(Key(caller.room, None), lambda: self._new_observer(caller.room))
+        hold = await self._hold_observer(caller.room)
         try:
-            await slot.connection.look()
+            await hold.connection.look()
         except BaseException:
-            self._release(slot)
+            hold.release()
             raise
         if not by_presence:
-            return Hold(slot.connection, partial(self._release, slot))
-        watching = asyncio.create_task(self._watch_presence(caller, slot.connection, on_absent))
+            return hold
+        watching = asyncio.create_task(self._watch_presence(caller, hold.connection, on_absent))
 
         def release() -> None:
             watching.cancel()
-            self._release(slot)
+            hold.release()
 
-        return Hold(slot.connection, release)
+        return Hold(hold.connection, release)
 
     async def _watch_presence(
         self, caller: Caller, observer: Observer, on_absent: Callable[[], None]
@@ -278,6 +279,11 @@ class Hub:
     def joins_waiting(self) -> int:
         """For their turn."""
         return self._gate.waiting
+
+    @property
+    def ignored_messages(self) -> Counter[str]:
+        """What agents told that became no event."""
+        return self._rooms.ignored_messages
 
     @property
     def logs(self) -> list[EventLog]:

@@ -47,6 +47,13 @@ MOST_REPLACED = 1_000
 class Ignored(StrEnum):
     """Why a message is no event."""
 
+    NOT_AN_AGENT = "not_an_agent"
+    """It is of a participant of another kind, which could play an agent."""
+    TOO_LONG = "too_long"
+    TOO_MANY = "too_many"
+    """More wait to be read than we let one agent have waiting."""
+    BROKEN_OFF = "broken_off"
+    """It did not come to its end."""
     MALFORMED = "malformed"
     """It is not a message."""
     OTHER = "other"

@@ -23,20 +23,17 @@ ANNOUNCED_WITHIN = 4.0
 MAX_WAITING = 1_000
 """Messages of one agent that wait to be read; each takes a millisecond."""
 
-NOT_AN_AGENT = "not_an_agent"
-TOO_LONG = "too_long"
-TOO_MANY = "too_many"
-BROKEN_OFF = "broken_off"
-
 
 class AgentMessages:
     def __init__(
-        self, is_agent: Callable[[str], bool | None], emit: Callable[[AgentEvent], None]
+        self,
+        is_agent: Callable[[str], bool | None],
+        emit: Callable[[AgentEvent], None],
+        ignored: Counter[str],
     ) -> None:
         """`is_agent`: whether that participant is of kind agent, for others could play one; None while LiveKit
-        has not told of it."""
-        self.ignored: Counter[str] = Counter()
-        """Messages that became no event, by the reason."""
+        has not told of it. `ignored` counts the messages that become no event."""
+        self._ignored = ignored
         self._decoder = Decoder()
         self._come = asyncio.Event()
         self._is_agent = is_agent
@@ -47,7 +44,7 @@ class AgentMessages:
     def open(self, reader: rtc.ByteStreamReader, sender: str) -> None:
         """What the SDK calls for each message that begins."""
         if self._is_agent(sender) is False:
-            self._ignore(reader, NOT_AN_AGENT)
+            self._ignore(reader, Ignored.NOT_AN_AGENT)
             return
         if (waiting := self._waiting.get(sender)) is None:
             self._waiting[sender] = deque([reader])
@@ -55,7 +52,7 @@ class AgentMessages:
             self._reading.add(task)
             task.add_done_callback(self._reading.discard)
         elif len(waiting) >= MAX_WAITING:
-            self._ignore(reader, TOO_MANY)
+            self._ignore(reader, Ignored.TOO_MANY)
         else:
             waiting.append(reader)
 
@@ -86,7 +83,7 @@ class AgentMessages:
                 if await self._is_known_agent(sender):
                     self._tell(sender, data)
                 else:
-                    self.ignored[NOT_AN_AGENT] += 1
+                    self._ignored[Ignored.NOT_AN_AGENT] += 1
         finally:
             del self._waiting[sender]
             for reader in waiting:
@@ -99,10 +96,10 @@ class AgentMessages:
                 async for piece in reader:
                     data += piece
                     if len(data) > MESSAGE_BYTES:
-                        self.ignored[TOO_LONG] += 1
+                        self._ignored[Ignored.TOO_LONG] += 1
                         return None
         except (TimeoutError, rtc.StreamError):
-            self.ignored[BROKEN_OFF] += 1
+            self._ignored[Ignored.BROKEN_OFF] += 1
             return None
         finally:
             reader.close()
@@ -120,10 +117,10 @@ class AgentMessages:
     def _tell(self, sender: str, data: bytes) -> None:
         decoded = self._decoder.decode(sender, data)
         if isinstance(decoded, Ignored):
-            self.ignored[decoded] += 1
+            self._ignored[decoded] += 1
         else:
             self._emit(decoded)
 
-    def _ignore(self, reader: rtc.ByteStreamReader, reason: str) -> None:
-        self.ignored[reason] += 1
+    def _ignore(self, reader: rtc.ByteStreamReader, reason: Ignored) -> None:
+        self._ignored[reason] += 1
         reader.close()

@@ -14,6 +14,7 @@ another order than their sender's: the SDK reads each in a task of its own (seen
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -240,6 +241,10 @@ class Room(ABC):
 
 class Rooms(ABC):
     """The way into rooms."""
+
+    def __init__(self) -> None:
+        self.ignored_messages: Counter[str] = Counter()
+        """What agents told that became no event, by the reason."""
 
     @abstractmethod
     async def join(

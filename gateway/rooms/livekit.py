@@ -111,6 +111,7 @@ class LiveKitRooms(Rooms):
 
         `stream_idle_timeout`: seconds after which a stream of others is closed that nothing comes on.
         """
+        super().__init__()
         self._url = url
         self.stream_idle_timeout = stream_idle_timeout
         self._api = api.LiveKitAPI(url, api_key, api_secret)
@@ -296,7 +297,7 @@ class _LiveKitRoom(Room):
             lambda sender: rooms.find_participant(name, sender),
             rooms.stream_idle_timeout,
         )
-        self._agents = AgentMessages(self._is_agent, listener.emit)
+        self._agents = AgentMessages(self._is_agent, listener.emit, rooms.ignored_messages)
         sdk_room.register_byte_stream_handler(AGENT_MESSAGES, self._agents.open)
         self._announces = False
         self._announced: asyncio.Task[None] | None = None

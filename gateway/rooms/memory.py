@@ -7,13 +7,14 @@ once, and a text is at its receivers when the send returns. What is sent waits f
 import asyncio
 import time
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from gateway.agent_session import Decoder, Ignored
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import (
+    AgentEvent,
     ParticipantAttributesChanged,
     ParticipantConnected,
     ParticipantDisconnected,
@@ -47,6 +48,7 @@ async def _turn() -> None:
 
 class MemoryRooms(Rooms):
     def __init__(self) -> None:
+        super().__init__()
         self._rooms: dict[str, dict[str, MemoryRoom]] = defaultdict(dict)
 
     async def join(
@@ -95,6 +97,7 @@ class MemoryRooms(Rooms):
 
     def _join(self, room: str, joined: "MemoryRoom", topics: Collection[str]) -> "MemoryRoom":
         present = joined.present
+        joined.ignored = self.ignored_messages
         joined.closed = lambda: self._close(room, present)
         earlier = present.get(joined.identity)
         present[joined.identity] = joined
@@ -124,6 +127,7 @@ class MemoryRoom(Room):
     topics: set[str] = field(default_factory=set)
     incoming: dict[tuple[str, str], StreamTally] = field(default_factory=dict)
     decoder: Decoder = field(default_factory=Decoder)
+    ignored: Counter[str] = field(default_factory=Counter)
 
     @property
     def local(self) -> Participant:
@@ -205,9 +209,13 @@ class MemoryRoom(Room):
 
     def tell_of_session(self, message: bytes) -> None:
         """What an agent broadcasts on `lk.agent.session`."""
-        for other in self._others() if self.kind == AGENT else ():
-            decoded = other.decoder.decode(self.identity, message)
-            if not isinstance(decoded, Ignored):
+        for other in self._others():
+            decoded: AgentEvent | Ignored = Ignored.NOT_AN_AGENT
+            if self.kind == AGENT:
+                decoded = other.decoder.decode(self.identity, message)
+            if isinstance(decoded, Ignored):
+                self.ignored[decoded] += 1
+            else:
                 other.listener.emit(decoded)
 
     def lose(self, reason: LostReason) -> None:

@@ -354,7 +354,7 @@ def _come_back_later(error: Unavailable | PresenceRequired) -> Response:
     """A finished event stream: a browser comes back by itself, after the time that it is told."""
     seconds = error.retry_after if isinstance(error, Unavailable) else ABSENT_RETRY
     body = sse.retry(seconds) + sse.encode(closing(_reason_of(error)))
-    return Response(body, headers=HEADERS, media_type="text/event-stream")
+    return Response(body, headers=HEADERS, media_type=EVENT_STREAM)
 
 
 def _reason_of(error: Unavailable | PresenceRequired) -> ClosingReason:

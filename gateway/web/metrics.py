@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway import __version__
+from gateway.agent_session import Ignored
 from gateway.errors import JoinFailed, LiveKitUnavailable, TooManyJoins
 from gateway.event_log import EvictedBy
 from gateway.events import ClosingReason, GapReason
@@ -158,6 +159,12 @@ class _Gateway:
             "gaps",
             "Gaps in what connections received, each told to all who follow one.",
             sum((log.gaps for log in logs), metrics.past_gaps),
+        )
+        yield _by(
+            ("reason", Ignored),
+            "agent_messages_ignored",
+            "Messages on agents' topic that became no event, by reason.",
+            self._hub.ignored_messages,
         )
         yield _gauge("log_events", "Events that are remembered.", kept)
         yield _gauge("log_bytes", "Bytes of them.", sum(log.size for log in logs))

@@ -7,7 +7,6 @@ so does what it stands for. running_agent.py is the other end.
 
 import asyncio
 import concurrent.futures
-import gc
 import json
 import logging
 import sys
@@ -29,35 +28,7 @@ from livekit.agents import (
 from livekit.agents.types import ATTRIBUTE_AGENT_STATE, DEFAULT_API_CONNECT_OPTIONS
 from livekit.agents.voice.room_io import RoomOptions
 
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-
-async def main(port_file: Path) -> None:
-    # As LiveKit Agents does before it forks for its jobs: else each full collection looks through all
-    # that was imported, and stops every agent of this process for a quarter of a second.
-    gc.collect()
-    gc.freeze()
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0)
-    # Whoever waits for the file reads a whole number in it: it appears by a rename.
-    new = port_file.with_suffix(".new")
-    new.write_text(str(server.sockets[0].getsockname()[1]))
-    new.replace(port_file)
-    await server.serve_forever()
-
-
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    order = json.loads(await reader.readline())
-    kinds: dict[str, Callable[..., Awaitable[None]]] = {"join": _join, "work": _work}
-    try:
-        await kinds[order.pop("order")]((reader, writer), **order)
-    finally:
-        # An error is logged by asyncio; who gave the order reads the end, and shows the log.
-        writer.close()
-
-
-def _tell(connection: Connection, **event: Any) -> None:
-    connection[1].write(json.dumps(event).encode() + b"\n")
-
+from tests.agent.orders import Connection, carry_out, tell
 
 # The model
 
@@ -128,7 +99,7 @@ async def _join(connection: Connection, url: str, token: str) -> None:
     await room.connect(url, token)
     try:
         session = await _start(room, model)
-        _tell(connection, event="ready", room=room.name)
+        tell(connection, event="ready", room=room.name)
         await _obey(connection, hold=model.may_go_on.clear, release=model.may_go_on.set)
         model.may_go_on.set()
         await session.aclose()
@@ -140,7 +111,7 @@ async def _obey(connection: Connection, **orders: Callable[[], None]) -> None:
     """Carry out what is ordered until the connection ends."""
     async for line in connection[0]:
         orders[json.loads(line)["order"]]()
-        _tell(connection, event="done")
+        tell(connection, event="done")
 
 
 # A worker
@@ -181,7 +152,7 @@ async def _work(connection: Connection, agent_name: str, held: bool, **livekit: 
         load_fnc=lambda: 0.0,
     )
     worker.rtc_session(_job(connection, gate), agent_name=agent_name)
-    worker.on("worker_registered", lambda *_: _tell(connection, event="registered"))
+    worker.on("worker_registered", lambda *_: tell(connection, event="registered"))
     working = asyncio.create_task(worker.run(devmode=True))
     await _obey(connection, hold=gate.hold, release=gate.release)
     gate.release(let_in=False)
@@ -195,18 +166,18 @@ def _job(connection: Connection, gate: Gate) -> Callable[[JobContext], Awaitable
     async def job(context: JobContext) -> None:
         """One dispatch: accepted at once, and in its room when the gate is open."""
 
-        def tell(event: str) -> None:
-            line = partial(_tell, connection, event=event, room=context.job.room.name)
+        def report(event: str) -> None:
+            line = partial(tell, connection, event=event, room=context.job.room.name)
             loop.call_soon_threadsafe(line)
 
-        tell("dispatched")
+        report("dispatched")
         if await gate.passed():
             await _start(context.room, EchoModel())
-            tell("ready")
+            report("ready")
 
     return job
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(carry_out(Path(sys.argv[1]), {"join": _join, "work": _work}))

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 from livekit import api
 
+from tests.agent.orders import LINE_BYTES
 from tools.child_process import ChildEnded, ChildNotReady, ChildProcess, last_lines
 from tools.livekit_server import LiveKitServer
 
@@ -29,9 +30,6 @@ EVENT_SECONDS = 10.0
 """Whatever an agent does; on a busy machine with several of them joining it takes a second."""
 
 STOP_SECONDS = 5.0
-
-LINE_BYTES = 32 * 1024 * 1024
-"""Of what an agent's process tells."""
 
 
 class AgentFailed(Exception):

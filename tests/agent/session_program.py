@@ -6,7 +6,6 @@ by the framework's own serialization where it has one, and `done` after each ord
 """
 
 import asyncio
-import gc
 import json
 import logging
 import sys
@@ -36,12 +35,8 @@ from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.agents.voice.room_io import RoomOptions
 
 from livekit_sse_gateway_agent import report
+from tests.agent.orders import Connection, carry_out, tell
 from tests.agent.scripted_models import ScriptedLLM, ScriptedSTT, ScriptedTTS, ToneVAD
-
-Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
-
-LINE_BYTES = 32 * 1024 * 1024
-"""Of an order, or of an event that was seen."""
 
 SAMPLE_RATE = 48_000
 
@@ -70,39 +65,16 @@ SEEN = (
 """All that a session tells its handlers, but for debug messages."""
 
 
-async def main(port_file: Path) -> None:
-    gc.collect()
-    gc.freeze()
-    server = await asyncio.start_server(_serve, "127.0.0.1", 0, limit=LINE_BYTES)
-    new = port_file.with_suffix(".new")
-    new.write_text(str(server.sockets[0].getsockname()[1]))
-    new.replace(port_file)
-    await server.serve_forever()
-
-
-async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    order = json.loads(await reader.readline())
-    kinds: dict[str, Callable[..., Awaitable[None]]] = {"join": _join, "work": _work}
-    try:
-        await kinds[order.pop("order")]((reader, writer), **order)
-    finally:
-        writer.close()
-
-
-def _tell(connection: Connection, **event: Any) -> None:
-    connection[1].write(json.dumps(event).encode() + b"\n")
-
-
 async def _join(connection: Connection, url: str, token: str, **made_of: Any) -> None:
     """Worker-less: in the room until the connection ends."""
     room = rtc.Room()
     await room.connect(url, token)
     try:
-        played = Played(partial(_tell, connection), room, **made_of)
+        played = Played(partial(tell, connection), room, **made_of)
         await played.start()
         async for line in connection[0]:
             await played.obey(**json.loads(line))
-            _tell(connection, event="done")
+            tell(connection, event="done")
         await played.session.aclose()
     finally:
         await room.disconnect()
@@ -115,12 +87,12 @@ async def _work(
     loop = asyncio.get_running_loop()
     played: list[Played] = []
 
-    def tell(**event: Any) -> None:
+    def from_job(**event: Any) -> None:
         # A job has a thread and a loop of its own.
-        loop.call_soon_threadsafe(partial(_tell, connection, **event))
+        loop.call_soon_threadsafe(partial(tell, connection, **event))
 
     async def job(context: JobContext) -> None:
-        played.append(Played(tell, context.room, **made_of))
+        played.append(Played(from_job, context.room, **made_of))
         await played[-1].start()
 
     worker = AgentServer(
@@ -132,14 +104,14 @@ async def _work(
         load_fnc=lambda: 0.0,
     )
     worker.rtc_session(job, agent_name=agent_name)
-    worker.on("worker_registered", lambda *_: _tell(connection, event="registered"))
+    worker.on("worker_registered", lambda *_: tell(connection, event="registered"))
     working = asyncio.create_task(worker.run(devmode=True))
     async for line in connection[0]:
         obeyed = asyncio.run_coroutine_threadsafe(
             played[-1].obey(**json.loads(line)), played[-1].loop
         )
         await asyncio.wrap_future(obeyed)
-        _tell(connection, event="done")
+        tell(connection, event="done")
     await worker.aclose()
     await working
 
@@ -359,4 +331,4 @@ def _members(event: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    asyncio.run(main(Path(sys.argv[1])))
+    asyncio.run(carry_out(Path(sys.argv[1]), {"join": _join, "work": _work}))

@@ -7,6 +7,7 @@ import pytest
 from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as pb
 
+from gateway.agent_session import Ignored
 from gateway.rooms.agent_messages import TOPIC
 from tests.agent.played_session import PlayedSession
 from tests.conftest import Play
@@ -110,6 +111,8 @@ async def test_only_agents_are_heard_and_garbage_of_theirs_breaks_nothing(
     assert event.name == "agent.agent_state_changed"
     assert event.data["participant_identity"] == "agent"
     assert event.data["new_state"] == "thinking"
+    ignored = gateway.rooms.ignored_messages
+    assert ignored[Ignored.MALFORMED] == ignored[Ignored.OTHER] == 1
 
 
 async def test_agents_may_be_followed_beside_texts_and_by_who_reads_unseen(

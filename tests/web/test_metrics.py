@@ -14,6 +14,7 @@ from gateway import __version__
 from gateway.event_log import EvictedBy
 from gateway.events import ClosingReason
 from gateway.rooms.base import Listener
+from gateway.rooms.memory import MemoryRoom
 from tests.conftest import Serve, serve_on
 from tests.polling import POLL
 from tests.running_gateway import DEADLINE, RunningGateway
@@ -374,3 +375,25 @@ async def test_the_documentation_has_every_metric_and_its_labels(
         for name, labels in re.findall(r"`(\w+)(?:{(.*?)})?`", row)
     }
     assert exposed == documented
+
+
+async def test_what_agents_tell_that_becomes_no_event_is_counted(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        deaf = Listener(_deaf, _deaf, _deaf, _deaf)
+        carol = await gateway.rooms.join(room, "carol", "", (), deaf)
+        assert isinstance(carol, MemoryRoom)
+        carol.tell_of_session(b"")
+        carol.kind = "agent"
+        carol.tell_of_session(b"\xff\xff")
+        scraped = await _scrape(gateway)
+
+    ignored = "agent_messages_ignored_total"
+    assert scraped(ignored, reason="not_an_agent") == 1
+    assert scraped(ignored, reason="malformed") == 1
+
+
+def _deaf(*_: object) -> None:
+    pass
