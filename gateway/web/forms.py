@@ -98,6 +98,11 @@ def _data(frame: bytes) -> bytes:
     return frame.partition(_DATA)[2][:-2]
 
 
+def _position(frame: bytes) -> bytes:
+    """The id that a block begins with."""
+    return frame[len(b"id: ") : frame.index(b"\n")]
+
+
 def _line(parts: Iterable[Part], *, with_id: bool = True) -> Iterator[Part]:
     """A block as a line. Its first part reaches into its data."""
     held: Part | None = None
@@ -106,7 +111,7 @@ def _line(parts: Iterable[Part], *, with_id: bool = True) -> Iterator[Part]:
             frame = bytes(part)
             begin = frame.index(_DATA) + len(_DATA)
             if with_id:
-                yield b'{"id":"%b",' % frame[len(b"id: ") : frame.index(b"\n")]
+                yield b'{"id":"%b",' % _position(frame)
                 begin += len(b"{")
             held = memoryview(frame)[begin:]
         else:
@@ -128,7 +133,7 @@ def _messages(entry: Entry) -> Iterable[Part]:
         return () if is_end else (entry.frame,)
     if entry is not stream.closed:
         return ()
-    position = entry.frame[4 : entry.frame.index(b"\n")].decode()
+    position = _position(entry.frame).decode()
     if not stream.is_whole:
         epoch = position.partition("-")[0]
         gap = GatewayGap(GapReason.EVICTED, f"{epoch}-{stream.opened.seq - 1}", position)
