@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
+from gateway.agent_session import KnownAgent
 from gateway.errors import (
     AgentUnavailable,
     Draining,
@@ -33,7 +34,7 @@ from gateway.events import (
     closing,
 )
 from gateway.outgoing import Append, OutgoingStream, Sent, Way, sent
-from gateway.rooms.base import AGENT_STATE, Participant, Room, TextOptions, stream_opened
+from gateway.rooms.base import AGENT, AGENT_STATE, Participant, Room, TextOptions, stream_opened
 from gateway.tally import StreamTally
 
 INTERRUPTION_NOTICED = 20.0
@@ -104,6 +105,19 @@ class Connection(Way):
         local = [] if room.hidden else [room.local]
         others = (room.participant(identity) for identity in room.identities)
         return [*local, *(other for other in others if other is not None)]
+
+    @property
+    def agents(self) -> list[tuple[Participant, KnownAgent]]:
+        """Those in the room, and how they are by what they have told this connection."""
+        if self._carrier is None:
+            return []
+        room = self._carrier.room
+        present = (room.participant(identity) for identity in room.identities)
+        return [
+            (agent, room.agents.known(agent.identity))
+            for agent in present
+            if agent is not None and agent.kind == AGENT
+        ]
 
     def require_up(self) -> None:
         """Raises Draining or LiveKitUnavailable once the connection is ending."""

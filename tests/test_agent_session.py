@@ -6,8 +6,8 @@ import pytest
 from google.protobuf.message import Message
 from livekit.protocol.agent_pb import agent_session as pb
 
-from gateway.agent_session import Decoder, Ignored
-from gateway.agent_session.decoding import DECODERS
+from gateway.agent_session import Ignored
+from gateway.agent_session.decoding import DECODERS, Decoder
 from gateway.events import AgentEvent
 
 EVENT = pb.AgentSessionEvent.DESCRIPTOR
@@ -224,7 +224,11 @@ def test_what_the_framework_does_not_send_comes_from_the_helper() -> None:
     event = Decoder().decode("agent", close)
 
     assert event == AgentEvent(
-        "agent.close", "agent", 12.5, "happened", {"reason": "error", "error": None}
+        "agent.close",
+        "agent",
+        12.5,
+        "happened",
+        {"reason": "error", "error": None, "inferred": False},
     )
 
 

@@ -63,6 +63,7 @@ TOPICS = "/rooms/{room}/topics"
 TOPIC = "/rooms/{room}/topics/{topic}"
 EVENTS = "/rooms/{room}/topics/{topic}/events"
 ROOM_EVENTS = "/rooms/{room}/events"
+AGENT = "/rooms/{room}/agent"
 AGENT_EVENTS = "/rooms/{room}/agent/events"
 STREAMS = "/rooms/{room}/topics/{topic}/streams"
 STREAM = "/rooms/{room}/streams/{stream_id}"
@@ -83,6 +84,7 @@ JOINING = [
     ("get", EVENTS),
     ("get", ROOM_EVENTS),
     ("get", AGENT_EVENTS),
+    ("get", AGENT),
     ("get", PARTICIPANTS),
     ("get", STREAMS),
     ("get", STREAM),
@@ -585,6 +587,7 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         ("head", ROOM_EVENTS, TOPICS_ASKED, 200),
         ("get", AGENT_EVENTS, {"headers": {"Last-Event-ID": POSITION}}, 204),
         ("head", AGENT_EVENTS, {}, 200),
+        ("get", AGENT, {}, 200),
         ("get", PARTICIPANTS, {}, 200),
         ("get", PARTICIPANTS, ADMIN | {"params": {"presence": "none"}}, 200),
         ("post", TEXT, {"json": {"text": "Hello", "to": "bob", "attributes": {"a": "b"}}}, 200),

@@ -6,6 +6,7 @@ understood is counted and left out. Requests and answers on that topic are none 
 room, system prompts included, so nothing here ever asks.
 """
 
-from gateway.agent_session.decoding import Decoder, Ignored
+from gateway.agent_session.agents import Agents, KnownAgent, Source
+from gateway.agent_session.decoding import Ignored
 
-__all__ = ["Decoder", "Ignored"]
+__all__ = ["Agents", "Ignored", "KnownAgent", "Source"]

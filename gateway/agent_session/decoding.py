@@ -77,6 +77,7 @@ class Decoder:
         self._now = now
         self._replaced: dict[tuple[str, str], deque[float]] = {}
         """When the helper of an agent told what the framework's own form is still to come of."""
+        self._helped: set[str] = set()
 
     def decode(self, agent: str, data: bytes) -> AgentEvent | Ignored:
         """What a message of that agent tells."""
@@ -101,8 +102,13 @@ class Decoder:
         told: TimeOf = "happened" if name in HAPPENED else "sent"
         return AgentEvent(f"agent.{name}", agent, seconds(event.created_at), told, members)
 
+    def has_helper(self, agent: str) -> bool:
+        """Whether it has told something by our helper."""
+        return agent in self._helped
+
     def forget(self, agent: str) -> None:
         """It has left."""
+        self._helped.discard(agent)
         for key in [key for key in self._replaced if key[0] == agent]:
             del self._replaced[key]
 
@@ -115,6 +121,7 @@ class Decoder:
             return Ignored.MALFORMED
         if told is None:
             return Ignored.UNKNOWN
+        self._helped.add(agent)
         if told.replaces is not None and told.replaces in DECODERS:
             waiting = self._replaced.setdefault((agent, told.replaces), deque(maxlen=MOST_REPLACED))
             waiting.append(self._now())

@@ -63,5 +63,7 @@ def told(payload: Any) -> Told | None:
         members["zipped"] = zipped(
             members.get("function_calls"), members.get("function_call_outputs")
         )
+    if name == "close":
+        members["inferred"] = False
     replaces = fields["replaces"].string_value if "replaces" in fields else None
     return Told(name, created_at, members, replaces)

@@ -6,8 +6,7 @@ from collections.abc import Callable
 
 from livekit import rtc
 
-from gateway.agent_session import Decoder, Ignored
-from gateway.events import AgentEvent
+from gateway.agent_session import Agents, Ignored
 
 TOPIC = "lk.agent.session"
 
@@ -28,18 +27,18 @@ class AgentMessages:
     def __init__(
         self,
         is_agent: Callable[[str], bool | None],
-        emit: Callable[[AgentEvent], None],
+        agents: Agents,
         ignored: Counter[str],
     ) -> None:
         """`is_agent`: whether that participant is of kind agent, for others could play one; None while LiveKit
         has not told of it. `ignored` counts the messages that become no event."""
         self._ignored = ignored
-        self._decoder = Decoder()
         self._come = asyncio.Event()
         self._is_agent = is_agent
-        self._emit = emit
+        self._agents = agents
         self._waiting: dict[str, deque[rtc.ByteStreamReader]] = {}
         self._reading: set[asyncio.Task[None]] = set()
+        self._gone: set[str] = set()
 
     def open(self, reader: rtc.ByteStreamReader, sender: str) -> None:
         """What the SDK calls for each message that begins."""
@@ -61,8 +60,12 @@ class AgentMessages:
         self._come.set()
         self._come = asyncio.Event()
 
-    def left(self, agent: str) -> None:
-        self._decoder.forget(agent)
+    def left(self, sender: str) -> None:
+        """Once what has come of it is told, so is that."""
+        if sender in self._waiting:
+            self._gone.add(sender)
+        else:
+            self._agents.left(sender)
 
     async def end(self) -> None:
         """The connection is over."""
@@ -81,13 +84,16 @@ class AgentMessages:
                 if data is None:
                     continue
                 if await self._is_known_agent(sender):
-                    self._tell(sender, data)
+                    self._agents.told(sender, data)
                 else:
                     self._ignored[Ignored.NOT_AN_AGENT] += 1
         finally:
             del self._waiting[sender]
             for reader in waiting:
                 reader.close()
+        if sender in self._gone:
+            self._gone.discard(sender)
+            self._agents.left(sender)
 
     async def _message(self, reader: rtc.ByteStreamReader) -> bytes | None:
         data = bytearray()
@@ -113,13 +119,6 @@ class AgentMessages:
         except TimeoutError:
             return False
         return known
-
-    def _tell(self, sender: str, data: bytes) -> None:
-        decoded = self._decoder.decode(sender, data)
-        if isinstance(decoded, Ignored):
-            self._ignored[decoded] += 1
-        else:
-            self._emit(decoded)
 
     def _ignore(self, reader: rtc.ByteStreamReader, reason: Ignored) -> None:
         self._ignored[reason] += 1

@@ -21,6 +21,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
+from gateway.agent_session import Agents
 from gateway.events import Happening, StreamOpened
 
 MAX_OPEN_OF_SENDER = 500
@@ -64,11 +65,13 @@ class Participant:
     hidden: bool
 
     @property
+    def agent_state(self) -> str | None:
+        """Of an agent, as it says itself."""
+        return self.attributes.get(AGENT_STATE) if self.kind == AGENT else None
+
+    @property
     def is_listening_agent(self) -> bool:
-        return self.kind == AGENT and self.attributes.get(AGENT_STATE, "initializing") not in (
-            "initializing",
-            "",
-        )
+        return self.agent_state not in (None, "initializing", "")
 
 
 Operation = Literal["create", "update"]
@@ -175,6 +178,9 @@ class TextStreamWriter(ABC):
 
 class Room(ABC):
     """A room that we are in."""
+
+    agents: Agents
+    """What the agents among the others have told."""
 
     @property
     @abstractmethod

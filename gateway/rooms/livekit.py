@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from livekit import api, rtc
 from livekit.rtc.room import EventTypes
 
+from gateway.agent_session import Agents
 from gateway.auth import RESERVED_IDENTITY
 from gateway.errors import JoinFailed, LiveKitUnavailable, NotPermitted, NotSupported
 from gateway.events import (
@@ -27,6 +28,7 @@ from gateway.rooms import native
 from gateway.rooms.agent_messages import TOPIC as AGENT_MESSAGES, AgentMessages
 from gateway.rooms.base import (
     AGENT,
+    AGENT_STATE,
     NOT_PERMITTED,
     Listener,
     LostReason,
@@ -189,6 +191,7 @@ class LiveKitRooms(Rooms):
         for topic in topics:
             joined.register_topic(topic)
         await self._connect(joined, token)
+        joined.see_agents()
         return joined
 
     def see_through(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -297,8 +300,9 @@ class _LiveKitRoom(Room):
             lambda sender: rooms.find_participant(name, sender),
             rooms.stream_idle_timeout,
         )
-        self._agents = AgentMessages(self._is_agent, listener.emit, rooms.ignored_messages)
-        sdk_room.register_byte_stream_handler(AGENT_MESSAGES, self._agents.open)
+        self.agents = Agents(listener.emit, rooms.ignored_messages)
+        self._messages = AgentMessages(self._is_agent, self.agents, rooms.ignored_messages)
+        sdk_room.register_byte_stream_handler(AGENT_MESSAGES, self._messages.open)
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None
@@ -409,7 +413,8 @@ class _LiveKitRoom(Room):
             else rtc.DisconnectReason.USER_UNAVAILABLE
         )
         await self._incoming.end()
-        await self._agents.end()
+        await self._messages.end()
+        self.agents.end()
         self._part()
 
     def _part(self) -> None:
@@ -420,6 +425,17 @@ class _LiveKitRoom(Room):
         for topic in self._topics:
             self.sdk_room.unregister_text_stream_handler(topic)
         self.sdk_room.unregister_byte_stream_handler(AGENT_MESSAGES)
+
+    def see_agents(self) -> None:
+        """Those that are there already."""
+        for participant in self.sdk_room.remote_participants.values():
+            self._see_agent(participant, self.agents.present)
+
+    def _see_agent(
+        self, participant: rtc.Participant, tell: Callable[[str, str | None], None]
+    ) -> None:
+        if _kind(participant) == AGENT:
+            tell(participant.identity, participant.attributes.get(AGENT_STATE))
 
     def _is_agent(self, identity: str) -> bool | None:
         found = self.sdk_room.remote_participants.get(identity)
@@ -522,7 +538,7 @@ class _LiveKitRoom(Room):
             raise NotPermitted(NOT_PERMITTED)
 
     def _on_participant_connected(self, participant: rtc.RemoteParticipant) -> None:
-        self._agents.came()
+        self._messages.came()
         if not self._left:
             self._listener.emit(
                 ParticipantConnected(
@@ -532,11 +548,12 @@ class _LiveKitRoom(Room):
                     attributes=participant.attributes,
                 )
             )
+            self._see_agent(participant, self.agents.changed)
 
     def _on_participant_disconnected(self, participant: rtc.RemoteParticipant) -> None:
         reason = participant.disconnect_reason
-        self._agents.left(participant.identity)
         if not self._left:
+            self._messages.left(participant.identity)
             self._listener.emit(
                 ParticipantDisconnected(
                     participant_identity=participant.identity,
@@ -553,6 +570,7 @@ class _LiveKitRoom(Room):
                     attributes=participant.attributes,
                 )
             )
+            self._see_agent(participant, self.agents.changed)
 
     def _on_reconnecting(self) -> None:
         if self._left or self._resume_deadline is not None:
@@ -588,7 +606,8 @@ class _LiveKitRoom(Room):
     async def _lost(self, reason: LostReason) -> None:
         """Tells of the loss once the readers have told of the streams that it broke."""
         await self._incoming.end()
-        await self._agents.end()
+        await self._messages.end()
+        self.agents.end()
         self._part()
         if self._leaving is None:
             self._listener.lost(reason)

@@ -10,11 +10,11 @@ import uuid
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
-from gateway.agent_session import Decoder, Ignored
+from gateway.agent_session import Agents, Ignored
 from gateway.errors import LiveKitUnavailable, NotPermitted
 from gateway.events import (
-    AgentEvent,
     ParticipantAttributesChanged,
     ParticipantConnected,
     ParticipantDisconnected,
@@ -55,11 +55,11 @@ class MemoryRooms(Rooms):
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> "MemoryRoom":
         await _turn()
-        return self._join(room, MemoryRoom(identity, listener, self._rooms[room]), topics)
+        return self._join(room, self._new(room, identity, listener), topics)
 
     async def observe(self, room: str, topics: Collection[str], listener: Listener) -> "MemoryRoom":
         await _turn()
-        joined = MemoryRoom(OBSERVER, listener, self._rooms[room], kind="agent", unseen=True)
+        joined = self._new(room, OBSERVER, listener, kind=AGENT, unseen=True)
         return self._join(room, joined, topics)
 
     async def room_exists(self, room: str) -> bool:
@@ -70,6 +70,12 @@ class MemoryRooms(Rooms):
         await _turn()
         found = self._rooms.get(room, {}).get(identity)
         return None if found is None else found.local
+
+    def join_as_agent(
+        self, room: str, identity: str, listener: Listener, topics: Collection[str] = ()
+    ) -> "MemoryRoom":
+        """As with a token of kind agent."""
+        return self._join(room, self._new(room, identity, listener, kind=AGENT), topics)
 
     def identities(self, room: str) -> set[str]:
         """Who is in the room, as LiveKit's ListParticipants tells it."""
@@ -95,9 +101,11 @@ class MemoryRooms(Rooms):
     async def aclose(self) -> None:
         self._rooms.clear()
 
+    def _new(self, room: str, identity: str, listener: Listener, **more: Any) -> "MemoryRoom":
+        return MemoryRoom(identity, listener, self._rooms[room], self.ignored_messages, **more)
+
     def _join(self, room: str, joined: "MemoryRoom", topics: Collection[str]) -> "MemoryRoom":
         present = joined.present
-        joined.ignored = self.ignored_messages
         joined.closed = lambda: self._close(room, present)
         earlier = present.get(joined.identity)
         present[joined.identity] = joined
@@ -117,6 +125,7 @@ class MemoryRoom(Room):
     identity: str
     listener: Listener
     present: dict[str, "MemoryRoom"]
+    ignored: Counter[str]
     kind: str = "standard"
     unseen: bool = False
     publish_allowed: bool = True
@@ -126,8 +135,10 @@ class MemoryRoom(Room):
     closed: Callable[[], None] = lambda: None
     topics: set[str] = field(default_factory=set)
     incoming: dict[tuple[str, str], StreamTally] = field(default_factory=dict)
-    decoder: Decoder = field(default_factory=Decoder)
-    ignored: Counter[str] = field(default_factory=Counter)
+    agents: Agents = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.agents = Agents(self.listener.emit, self.ignored)
 
     @property
     def local(self) -> Participant:
@@ -197,8 +208,13 @@ class MemoryRoom(Room):
     def come(self, topics: Collection[str]) -> None:
         """Into the room: from here on it is heard and seen."""
         self.topics.update(topics)
-        for other in [] if self.unseen else self._others():
-            other.listener.emit(ParticipantConnected(self.identity, self.kind, "", {}))
+        for other in self._others():
+            if other.kind == AGENT and not other.unseen:
+                self.agents.present(other.identity, other.local.agent_state)
+            if not self.unseen:
+                other.listener.emit(ParticipantConnected(self.identity, self.kind, "", {}))
+                if self.kind == AGENT:
+                    other.agents.changed(self.identity, None)
 
     def change_attributes(self, changed: Mapping[str, str]) -> None:
         after = {**self.attributes, **changed}
@@ -206,17 +222,16 @@ class MemoryRoom(Room):
         event = ParticipantAttributesChanged(self.identity, changed, self.attributes)
         for other in self._others():
             other.listener.emit(event)
+            if self.kind == AGENT:
+                other.agents.changed(self.identity, self.local.agent_state)
 
     def tell_of_session(self, message: bytes) -> None:
         """What an agent broadcasts on `lk.agent.session`."""
         for other in self._others():
-            decoded: AgentEvent | Ignored = Ignored.NOT_AN_AGENT
             if self.kind == AGENT:
-                decoded = other.decoder.decode(self.identity, message)
-            if isinstance(decoded, Ignored):
-                self.ignored[decoded] += 1
+                other.agents.told(self.identity, message)
             else:
-                other.listener.emit(decoded)
+                other.ignored[Ignored.NOT_AN_AGENT] += 1
 
     def lose(self, reason: LostReason) -> None:
         self._go(_LOST.get(reason))
@@ -274,6 +289,7 @@ class MemoryRoom(Room):
         if not self.connected:
             return
         self.connected = False
+        self.agents.end()
         if self.present.get(self.identity) is self:
             del self.present[self.identity]
         for room in self._others():
@@ -281,6 +297,7 @@ class MemoryRoom(Room):
                 if sender == self.identity:
                     room.close(sender, stream_id, "sender_disconnected")
             if not self.unseen:
+                room.agents.left(self.identity)
                 room.listener.emit(ParticipantDisconnected(self.identity, reason))
         if all(room.unseen for room in self.present.values()):
             self.closed()

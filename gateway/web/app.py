@@ -12,6 +12,7 @@ from gateway.hub import Hub
 from gateway.metrics import Metrics
 from gateway.settings import Settings
 from gateway.web import problems
+from gateway.web.agent import AgentEndpoint
 from gateway.web.event_stream import EventStreamEndpoint, EventStreams
 from gateway.web.expectation import Expectation
 from gateway.web.history import HistoryEndpoint
@@ -91,6 +92,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
     events = EventStreamEndpoint(hub, verifier, settings)
     topics = TopicsEndpoint(hub, verifier)
     participants = ParticipantsEndpoint(hub, verifier)
+    agent = AgentEndpoint(hub, verifier)
     webhook = WebhookEndpoint(hub, settings)
     history = HistoryEndpoint(hub, verifier)
     metrics = MetricsEndpoint(hub, settings, writings, known_uploads)
@@ -112,6 +114,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
             methods=["HEAD", "PATCH", "DELETE"],
         ),
         Route("/rooms/{room:segment}/events", events.of_room),
+        Route("/rooms/{room:segment}/agent", agent.get),
         Route("/rooms/{room:segment}/agent/events", events.of_agents),
         Route("/rooms/{room:segment}/topics", topics.get),
         Route(
