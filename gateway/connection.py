@@ -251,8 +251,8 @@ class Connection(Way):
                 await stream.abort("disconnected")
         return stream
 
-    async def until_agent_listens(self, seconds: float) -> None:
-        """Waits for an agent that is in the room and has begun to listen.
+    async def until_agent_listens(self, seconds: float, identity: str | None = None) -> None:
+        """Waits for an agent, of that identity or any, that is in the room and has begun to listen.
 
         Raises AgentUnavailable; and at once what sending would raise now.
         """
@@ -265,7 +265,10 @@ class Connection(Way):
         self.log.watch(watch, (PARTICIPANTS,))
         try:
             async with asyncio.timeout(seconds):
-                while not any(other.is_listening_agent for other in self.participants):
+                while not any(
+                    other.is_listening_agent and identity in (None, other.identity)
+                    for other in self.participants
+                ):
                     self.require_up()
                     changed.clear()
                     await changed.wait()

@@ -42,6 +42,9 @@ GatewayError
 │   ├── StreamAmbiguous         texts of several participants have that id
 │   ├── StreamIdInUse           a stream of that id is open in the room
 │   ├── IdempotencyKeyInUse     the first request with that key is not over
+│   ├── AgentAmbiguous          several agents are there, and the request says none of them
+│   ├── AgentClosed             the agent is there, and its session has ended
+│   ├── TurnRunning             the caller has a turn that is not over, and is not to wait for it
 │   └── UploadInterrupted       another request for the upload took over
 ├── NotSupported                this version of LiveKit's SDK cannot do it
 └── Unavailable                 right, but not now; trying again may help
@@ -57,6 +60,11 @@ GatewayError
     ├── TooManyIdempotencyKeys  as many are remembered as we let one, or all, have
     ├── JoinFailed              LiveKit did not let us into the room
     ├── AgentUnavailable        no agent came in the time that the request gave it
+    ├── NotAccepted             the agent did not take the text into its conversation
+    ├── AgentDidNotAnswer       it showed no sign of having heard it
+    ├── AgentLeft               it left the room before it answered
+    ├── TurnTimedOut            its answer did not begin in time
+    ├── TooManyTurns            as many are under way, or wait, as we let one, or all, have
     └── LiveKitUnavailable      LiveKit did not take what we had for it
 
 Each class has a stable `code`, which clients may program against; `web/problems.py` owns the HTTP
@@ -251,6 +259,18 @@ class IdempotencyKeyInUse(Conflict):
     code = "idempotency_key_in_use"
 
 
+class AgentAmbiguous(Conflict):
+    code = "agent_ambiguous"
+
+
+class AgentClosed(Conflict):
+    code = "agent_closed"
+
+
+class TurnRunning(Conflict):
+    code = "turn_running"
+
+
 class UploadInterrupted(Conflict):
     code = "upload_interrupted"
 
@@ -320,6 +340,31 @@ class JoinFailed(Unavailable):
 
 class AgentUnavailable(Unavailable):
     code = "agent_unavailable"
+    retry_after = 5
+
+
+class NotAccepted(Unavailable):
+    code = "not_accepted"
+    retry_after = 5
+
+
+class AgentDidNotAnswer(Unavailable):
+    code = "agent_did_not_answer"
+    retry_after = 5
+
+
+class AgentLeft(Unavailable):
+    code = "agent_left"
+    retry_after = 5
+
+
+class TurnTimedOut(Unavailable):
+    code = "timed_out"
+    retry_after = 5
+
+
+class TooManyTurns(Unavailable):
+    code = "too_many_turns"
     retry_after = 5
 
 

@@ -277,13 +277,46 @@ def closing(reason: ClosingReason) -> GatewayClosing:
     return GatewayClosing(reason, reason.reconnect)
 
 
+@dataclass(frozen=True, slots=True)
+class AgentTurnStarted:
+    """The agent has taken the text of a request: the first event of its answer."""
+
+    type: ClassVar[str] = "agent.turn_started"
+
+    participant_identity: str
+    """The agent's."""
+    stream_id: str
+    """Of the text."""
+    position: str
+    """Where to follow the answer from by other means."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentTurnCompleted:
+    """What came of it: the last event of the answer."""
+
+    type: ClassVar[str] = "agent.turn_completed"
+
+    participant_identity: str
+    stream_id: str
+    outcome: str
+    text: str
+    """What the agent said, message by message."""
+    tool_calls: tuple[Mapping[str, Any], ...]
+    usage: Mapping[str, Any] | None
+    """Of this turn; None where no helper tells it."""
+    errors: tuple[Mapping[str, Any], ...]
+    truncated: bool
+    """Whether there was more of these than is told at once."""
+
+
 Happening = StreamEvent | ParticipantEvent | AgentEvent
 """What happens in a room."""
 
 LogEvent = Happening | RoomEvent | GatewayGap
 """What is kept in an event log."""
 
-Event = LogEvent | GatewayOpened | GatewayClosing
+Event = LogEvent | GatewayOpened | GatewayClosing | AgentTurnStarted | AgentTurnCompleted
 
 
 _MEMBERS = {

@@ -76,7 +76,15 @@ class Attempt(Generic[A]):
 
 
 class IdempotencyKeys(Generic[A]):
-    def __init__(self, *, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        most: int = MAX_KEYS,
+        most_of_identity: int = MAX_KEYS_OF_IDENTITY,
+        *,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._most = most
+        self._most_of_identity = most_of_identity
         self._now = now
         self._running: dict[tuple[Owner, str], bytes] = {}
         self._succeeded: OrderedDict[tuple[Owner, str], _Success[A]] = OrderedDict()
@@ -122,7 +130,7 @@ class IdempotencyKeys(Generic[A]):
                 )
 
     def _require_room(self, owner: Owner) -> None:
-        if self._of[owner.identity] >= MAX_KEYS_OF_IDENTITY or self._count >= MAX_KEYS:
+        if self._of[owner.identity] >= self._most_of_identity or self._count >= self._most:
             raise TooManyIdempotencyKeys(
                 f"Too many keys were used within {REMEMBERED:g} s; wait, or send without one."
             )

@@ -69,6 +69,8 @@ class Metrics:
     """By the reason that receivers were told."""
     text_bytes: int = 0
     """Of bodies, as they came."""
+    turns: Counter[str] = field(default_factory=Counter)
+    """Of agents, by what came of them."""
     uploads_ended: Counter[str] = field(default_factory=Counter)
     """COMPLETE, or the reason why not."""
     joins: Counter[str] = field(default_factory=Counter)

@@ -1,6 +1,8 @@
 """A participant of kind agent with nothing of LiveKit Agents: it tells what a test has it tell."""
 
 import asyncio
+import secrets
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -9,16 +11,65 @@ from typing import Any
 from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as pb
 
+from gateway.events import Happening, StreamChunk
 from gateway.rooms.agent_messages import TOPIC
 from gateway.rooms.base import AGENT_STATE, Listener, TextOptions
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
-from tests.running_gateway import RunningGateway
+from tests.running_gateway import DEADLINE, RunningGateway
 
 
 class BareAgent(ABC):
+    def __init__(self) -> None:
+        self.heard: asyncio.Queue[str] = asyncio.Queue()
+        """What is said to it on `lk.chat`."""
+
     async def tell(self, **event: Any) -> None:
-        """An event of the framework's wire, by the name of its field."""
-        await self.send(pb.AgentSessionMessage(event=event).SerializeToString())
+        """An event of the framework's wire, by the name of its field; now."""
+        now = time.time()
+        at = {"seconds": int(now), "nanos": int(now % 1 * 1e9)}
+        message = pb.AgentSessionMessage(event={"created_at": at, **event})
+        await self.send(message.SerializeToString())
+
+    async def hears(self, text: str) -> None:
+        async with asyncio.timeout(DEADLINE):
+            while await self.heard.get() != text:
+                pass
+
+    async def is_in(self, state: str) -> None:
+        await self.tell(agent_state_changed={"new_state": _STATES[state]})
+
+    async def takes(self, text: str) -> None:
+        """Into its conversation, and begins to think."""
+        await self.adds("user", text)
+        await self.is_in("thinking")
+
+    async def adds(self, role: str, text: str, *, interrupted: bool = False) -> None:
+        """An item of its conversation."""
+        message = {
+            "id": secrets.token_hex(4),
+            "role": getattr(pb, role.upper()),
+            "content": [{"text": text}],
+            "interrupted": interrupted,
+        }
+        await self.tell(conversation_item_added={"item": {"message": message}})
+
+    async def answers(self, text: str, answer: str, tool: str | None = None) -> None:
+        """What it hears next, by that tool if one is named."""
+        await self.hears(text)
+        await self.takes(text)
+        if tool is not None:
+            call = {"call_id": "call-1", "name": tool, "arguments": "{}"}
+            output = {"call_id": "call-1", "output": f"{tool} is done"}
+            await self.tell(
+                function_tools_executed={
+                    "function_calls": [call],
+                    "function_call_outputs": [output],
+                }
+            )
+        await self.is_in("speaking")
+        await self.say(answer)
+        await self.adds("assistant", answer)
+        await self.is_in("listening")
 
     @abstractmethod
     async def send(self, message: bytes) -> None:
@@ -37,8 +88,14 @@ class BareAgent(ABC):
 
 
 class _Twin(BareAgent):
-    def __init__(self, room: MemoryRoom) -> None:
-        self._room = room
+    def __init__(self, rooms: MemoryRooms, room: str, identity: str) -> None:
+        super().__init__()
+        listener = Listener(self._hear, _nothing, _nothing, _nothing)
+        self._room: MemoryRoom = rooms.join_as_agent(room, identity, listener, (CHAT,))
+
+    def _hear(self, event: Happening) -> None:
+        if isinstance(event, StreamChunk):
+            self.heard.put_nowait(event.text)
 
     async def send(self, message: bytes) -> None:
         self._room.tell_of_session(message)
@@ -51,12 +108,24 @@ class _Twin(BareAgent):
         await self._room.send_text(text, options)
 
     async def leave(self) -> None:
-        await self._room.leave()
+        if self._room.connected:
+            await self._room.leave()
 
 
 class _OnLiveKit(BareAgent):
     def __init__(self, room: rtc.Room) -> None:
+        super().__init__()
         self._room = room
+        self._reading: set[asyncio.Task[None]] = set()
+        room.register_text_stream_handler(CHAT, self._hear)
+
+    def _hear(self, reader: rtc.TextStreamReader, sender: str) -> None:
+        async def read() -> None:
+            self.heard.put_nowait(await reader.read_all())
+
+        task = asyncio.create_task(read())
+        self._reading.add(task)
+        task.add_done_callback(self._reading.discard)
 
     async def send(self, message: bytes) -> None:
         participant = self._room.local_participant
@@ -80,12 +149,11 @@ async def bare_agent(
 ) -> AsyncIterator[BareAgent]:
     """In the room by the way that the gateway's rooms are; `grants` beside what an agent has."""
     if isinstance(gateway.rooms, MemoryRooms):
-        joined = gateway.rooms.join_as_agent(room, identity, DEAF)
+        twin = _Twin(gateway.rooms, room, identity)
         try:
-            yield _Twin(joined)
+            yield twin
         finally:
-            if joined.connected:
-                await joined.leave()
+            await twin.leave()
         return
     settings = gateway.settings
     token = (
@@ -98,9 +166,10 @@ async def bare_agent(
         .to_jwt()
     )
     sdk_room = rtc.Room()
+    agent = _OnLiveKit(sdk_room)
     await sdk_room.connect(settings.livekit_url, token)
     try:
-        yield _OnLiveKit(sdk_room)
+        yield agent
     finally:
         await asyncio.shield(sdk_room.disconnect())
 
@@ -109,4 +178,10 @@ def _nothing(*_: object) -> None:
     pass
 
 
-DEAF = Listener(_nothing, _nothing, _nothing, _nothing)
+CHAT = "lk.chat"
+
+_STATES = {
+    "listening": pb.AS_LISTENING,
+    "thinking": pb.AS_THINKING,
+    "speaking": pb.AS_SPEAKING,
+}

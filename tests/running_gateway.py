@@ -334,6 +334,25 @@ class RunningGateway:
         ):
             yield EventStream(response, lines)
 
+    @asynccontextmanager
+    async def turn(
+        self,
+        room: str,
+        identity: str,
+        text: str,
+        *,
+        headers: dict[str, str] | None = None,
+        **query: Any,
+    ) -> AsyncIterator[EventStream]:
+        """An agent's answer as it is streamed, past its headers."""
+        told = {**self.bearer(identity, room), "Content-Type": "text/plain", **(headers or {})}
+        path = f"/rooms/{room}/agent/turns"
+        async with (
+            self.client.stream("POST", path, params=query, content=text, headers=told) as response,
+            aclosing(_lines(response)) as lines,
+        ):
+            yield EventStream(response, lines)
+
     def agent_events(
         self, room: str, identity: str, **options: Any
     ) -> AbstractAsyncContextManager[EventStream]:

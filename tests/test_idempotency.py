@@ -5,7 +5,6 @@ from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 
-from gateway import idempotency
 from gateway.errors import IdempotencyKeyInUse, IdempotencyKeyReused, TooManyIdempotencyKeys
 from gateway.idempotency import REMEMBERED, Attempt, IdempotencyKeys, Owner
 
@@ -192,9 +191,9 @@ def test_each_is_forgotten_in_its_own_time(keys: IdempotencyKeys[str], clock: Cl
 
 
 def test_one_identity_has_so_many_keys_in_whatever_rooms(
-    keys: IdempotencyKeys[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
-    monkeypatch.setattr(idempotency, "MAX_KEYS_OF_IDENTITY", 2)
+    keys: IdempotencyKeys[str] = IdempotencyKeys(most_of_identity=2, now=clock)
     _succeed(keys, "a")
     with keys.attempt(CAROL, "b", OPTIONS):  # one that runs counts as well
         for owner in (CAROL, ELSEWHERE):
@@ -213,9 +212,9 @@ def test_one_identity_has_so_many_keys_in_whatever_rooms(
 
 
 def test_all_identities_together_have_so_many(
-    keys: IdempotencyKeys[str], clock: Clock, monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
-    monkeypatch.setattr(idempotency, "MAX_KEYS", 2)
+    keys: IdempotencyKeys[str] = IdempotencyKeys(2, now=clock)
     _succeed(keys, "a")
     _succeed(keys, "a", owner=DAVE)
     with pytest.raises(TooManyIdempotencyKeys), keys.attempt(DAVE, "b", OPTIONS):
@@ -228,9 +227,9 @@ def test_all_identities_together_have_so_many(
 
 
 def test_failed_and_refused_ones_take_no_place(
-    keys: IdempotencyKeys[str], monkeypatch: pytest.MonkeyPatch
+    clock: Clock,
 ) -> None:
-    monkeypatch.setattr(idempotency, "MAX_KEYS_OF_IDENTITY", 1)
+    keys: IdempotencyKeys[str] = IdempotencyKeys(most_of_identity=1, now=clock)
     for number in range(5):
         _fail(keys, str(number))
     _succeed(keys, "k")

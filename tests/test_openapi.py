@@ -1,6 +1,7 @@
 """`openapi.yaml` against the code, both ways: what is missing in either fails here."""
 
 import ast
+import asyncio
 import base64
 import dataclasses
 import gzip
@@ -37,10 +38,12 @@ from gateway.rooms import base, incoming
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
-from gateway.web import body, forms, history, options, problems, sse, upload, writing
+from gateway.turn import MOST_KEPT, Outcome
+from gateway.web import body, forms, history, options, problems, sse, turns, upload, writing
 from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app, make_routes
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
+from tests.bare_agent import bare_agent
 from tests.running_gateway import running
 
 ROOT = Path(__file__).parents[1]
@@ -64,6 +67,7 @@ TOPIC = "/rooms/{room}/topics/{topic}"
 EVENTS = "/rooms/{room}/topics/{topic}/events"
 ROOM_EVENTS = "/rooms/{room}/events"
 AGENT = "/rooms/{room}/agent"
+TURNS = "/rooms/{room}/agent/turns"
 AGENT_EVENTS = "/rooms/{room}/agent/events"
 STREAMS = "/rooms/{room}/topics/{topic}/streams"
 STREAM = "/rooms/{room}/streams/{stream_id}"
@@ -85,6 +89,7 @@ JOINING = [
     ("get", ROOM_EVENTS),
     ("get", AGENT_EVENTS),
     ("get", AGENT),
+    ("post", TURNS),
     ("get", PARTICIPANTS),
     ("get", STREAMS),
     ("get", STREAM),
@@ -220,18 +225,19 @@ def test_all_paths_of_event_streams_are_answered_alike() -> None:
 
 
 def test_every_event_in_an_example_stream_is_an_instance_of_its_schema() -> None:
-    content = EVENT_STREAM["content"][forms.EVENT_STREAM]
+    contents = (EVENT_STREAM["content"], _operations(TURNS)["post"]["responses"]["200"]["content"])
 
     seen = [
         event
-        for stream in _examples(content)
+        for content in contents
+        for stream in _examples(content[forms.EVENT_STREAM])
         for event in re.findall(r"^event: (.*)\ndata: (.*)$", stream, re.MULTILINE)
     ]
 
     for name, data in seen:
         assert json.loads(data)["type"] == name
         _check(json.loads(data), {"$ref": "#/components/schemas/Event"})
-    assert {name for name, _ in seen} == {*_event_classes(), MESSAGE}
+    assert {name for name, _ in seen} - AGENTS_TYPES == {*_event_classes(), MESSAGE}
 
 
 def test_an_example_stream_begins_as_a_stream_does() -> None:
@@ -364,6 +370,8 @@ def test_the_types_of_event_streams_are_those_of_the_code() -> None:
 def test_the_presences_are_those_that_the_code_has() -> None:
     assert SCHEMAS["Presence"]["enum"] == [str(each) for each in Presence]
     for method, path in JOINING:
+        if path == TURNS:
+            continue  # who asks is there to be answered
         schema = _query_schema(method, path, "presence")
         assert schema["$ref"] == "#/components/schemas/Presence"
         assert schema["default"] == Presence.JOIN
@@ -614,7 +622,52 @@ async def test_a_request_is_answered_as_documented(client: httpx.AsyncClient) ->
         answered.add((method, _documented(path)))
 
     operations = {(method, path) for path in DOCUMENT["paths"] for method in _operations(path)}
-    assert answered == {each for each in operations if each[1] != UPLOAD}
+    assert answered == {each for each in operations if each[1] not in (UPLOAD, TURNS)}
+
+
+@pytest.mark.parametrize("accept", [forms.EVENT_STREAM, body.JSON])
+async def test_a_turn_is_answered_as_documented(accept: str) -> None:
+    async with running(MemoryRooms(), SETTINGS) as gateway, bare_agent(gateway, "r") as agent:
+        await agent.show("listening")
+        asking = asyncio.create_task(
+            gateway.client.post(
+                _filled(TURNS),
+                json={"text": "Hello", "agent": "agent", "agent_timeout": 1, "timeout": 5},
+                headers=gateway.bearer("alice", "r") | {"Accept": accept},
+            )
+        )
+        await agent.answers("Hello", "Good day", tool="greet")
+        answer = await asking
+
+    documented = _operations(TURNS)["post"]["responses"]["200"]
+    assert answer.headers["content-type"].partition(";")[0] == accept
+    if accept == body.JSON:
+        _check_answer(answer, documented)
+        assert answer.json()["outcome"] == "completed"
+        assert answer.json()["tool_calls"]
+    else:
+        assert answer.headers["cache-control"] == "no-store, no-transform"
+        seen = [json.loads(data) for data in re.findall(r"^data: (.*)$", answer.text, re.M)]
+        for each in seen:
+            _check(each, {"$ref": "#/components/schemas/Event"})
+        assert [seen[0]["type"], seen[-1]["type"]] == ["agent.turn_started", "agent.turn_completed"]
+
+
+def test_the_words_and_bounds_of_turns_are_those_of_the_code() -> None:
+    time_limit = SCHEMAS["TurnTimeout"]
+    described = _operations(TURNS)["post"]["description"]
+
+    assert (time_limit["default"], time_limit["maximum"]) == (turns.TIMEOUT, turns.MAX_TIMEOUT)
+    assert SCHEMAS["WhileRunning"]["enum"] == [str(each) for each in turns.WhileRunning]
+    assert SCHEMAS["TurnOutcome"]["enum"] == [
+        str(each) for each in Outcome if each is not Outcome.NOT_ACCEPTED
+    ]
+    assert _query(TURNS, "post", "agent_timeout")["schema"]["default"] == options.AGENT_TIMEOUT
+    assert f"{turns.MAX_KEYS_OF_IDENTITY} keys" in described
+    assert f"{MOST_KEPT:,} characters" in SCHEMAS["Turn"]["properties"]["truncated"]["description"]
+    assert list(SCHEMAS["Turn"]["properties"]) == _members(events.AgentTurnCompleted)[1:]
+    for content in ("text/plain", "application/json"):
+        assert content in _operations(TURNS)["post"]["requestBody"]["content"]
 
 
 async def test_an_upload_is_answered_as_documented(client: httpx.AsyncClient) -> None:
@@ -724,6 +777,14 @@ async def test_event_streams_are_answered_as_documented() -> None:
         ("patch", UPLOAD, {}, 404, "upload_not_found"),
         ("delete", UPLOAD, {}, 404, "upload_not_found"),
         ("post", TEXT, {"json": {"text": "", "agent_timeout": 0.01}}, 504, "agent_unavailable"),
+        ("post", TURNS, {"json": {"text": " "}}, 400, "invalid_parameter"),
+        ("post", TURNS, {"json": {"text": "", "agent_timeout": 0}}, 400, "invalid_parameter"),
+        ("post", TURNS, {"json": {"text": "a", "timeout": 0}}, 400, "invalid_parameter"),
+        ("post", TURNS, {"content": b"a", "headers": PLAIN | GZIP}, 400, "invalid_encoding"),
+        ("post", TURNS, {"content": b"a", "headers": LINES}, 415, "unsupported_media_type"),
+        ("post", TURNS, {"content": b"", "headers": PLAIN | BROTLI}, 415, "unsupported_encoding"),
+        ("post", TURNS, {"json": {"text": "a"}, "headers": LINES_WANTED}, 406, "not_acceptable"),
+        ("post", TURNS, {"json": {"text": "a", "agent_timeout": 0}}, 504, "agent_unavailable"),
         ("get", EVENTS, {"params": {"replay": "some"}}, 400, "invalid_parameter"),
         ("get", EVENTS, {"headers": {"Accept": "text/html"}}, 406, "not_acceptable"),
         ("get", ROOM_EVENTS, {}, 400, "invalid_parameter"),
@@ -890,7 +951,7 @@ def _least(method: str, path: str) -> dict[str, Any]:
     """What a request needs to be one."""
     if path == ROOM_EVENTS:
         return TOPICS_ASKED
-    return {"json": {"text": ""}} if method == "post" else {}
+    return {"json": {"text": "Hello" if path == TURNS else ""}} if method == "post" else {}
 
 
 # Errors

@@ -6,7 +6,7 @@ understood is counted and left out. Requests and answers on that topic are none 
 room, system prompts included, so nothing here ever asks.
 """
 
-from gateway.agent_session.agents import Agents, KnownAgent, Source
+from gateway.agent_session.agents import CLOSED, Agents, KnownAgent, Source
 from gateway.agent_session.decoding import Ignored
 
-__all__ = ["Agents", "Ignored", "KnownAgent", "Source"]
+__all__ = ["CLOSED", "Agents", "Ignored", "KnownAgent", "Source"]

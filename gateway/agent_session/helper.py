@@ -53,7 +53,9 @@ def told(payload: Any) -> Told | None:
     if fields[MARKER].number_value != VERSION or name not in ONLY | FULLER:
         return None
     members = json.loads(fields["members"].string_value, parse_constant=lambda _: None)
-    json.dumps(members, ensure_ascii=False).encode()  # what cannot be told again is not told at all
+    json.dumps(
+        members, ensure_ascii=False, allow_nan=False
+    ).encode()  # what cannot be told again is not told at all
     if not isinstance(members, dict):
         return None
     created_at = members.pop("created_at", None)

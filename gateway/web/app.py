@@ -28,6 +28,7 @@ from gateway.web.operations import (
 )
 from gateway.web.rooms import ParticipantsEndpoint, TopicsEndpoint
 from gateway.web.text import TextEndpoint
+from gateway.web.turns import TurnsEndpoint
 from gateway.web.upload import Uploads
 from gateway.web.uploads import UploadsEndpoint
 from gateway.web.webhooks import WebhookEndpoint
@@ -93,6 +94,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
     topics = TopicsEndpoint(hub, verifier)
     participants = ParticipantsEndpoint(hub, verifier)
     agent = AgentEndpoint(hub, verifier)
+    turns = TurnsEndpoint(hub, writings, verifier, settings)
     webhook = WebhookEndpoint(hub, settings)
     history = HistoryEndpoint(hub, verifier)
     metrics = MetricsEndpoint(hub, settings, writings, known_uploads)
@@ -116,6 +118,7 @@ def make_routes(hub: Hub, settings: Settings) -> list[Route]:
         Route("/rooms/{room:segment}/events", events.of_room),
         Route("/rooms/{room:segment}/agent", agent.get),
         Route("/rooms/{room:segment}/agent/events", events.of_agents),
+        Route("/rooms/{room:segment}/agent/turns", turns, methods=["POST"]),
         Route("/rooms/{room:segment}/topics", topics.get),
         Route(
             "/rooms/{room:segment}/topics/{topic:segment}",

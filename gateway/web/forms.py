@@ -179,8 +179,14 @@ def message(stream: LoggedStream) -> dict[str, Any]:
     return {**header, **end, "text": text}
 
 
-def _members(entry: Entry) -> dict[str, Any]:
+def event_of(entry: Entry) -> dict[str, Any]:
+    """Its members, as they are told."""
     members: dict[str, Any] = json.loads(_data(entry.frame))
+    return members
+
+
+def _members(entry: Entry) -> dict[str, Any]:
+    members = event_of(entry)
     del members["type"]
     return members
 

@@ -40,6 +40,7 @@ from gateway.metrics import (
     Histogram,
 )
 from gateway.settings import Settings
+from gateway.turn import Outcome
 from gateway.web import problems
 from gateway.web.upload import Uploads
 from gateway.web.writing import Writings
@@ -233,6 +234,13 @@ class _Gateway:
             "uploads_ended",
             "Uploads that ended: complete, or the reason why not.",
             metrics.uploads_ended,
+        )
+
+        yield _by(
+            ("outcome", Outcome),
+            "agent_turns",
+            "Texts that agents were asked to answer, by what came of it.",
+            metrics.turns,
         )
 
     def _requests(self) -> Metric:

@@ -36,6 +36,10 @@ _COUNT = re.compile("[0-9]{1,15}")
 
 _WEIGHT = re.compile(r"(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 
+_KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-\[\]-~]{1,255})')
+"""A String of structured fields (RFC 9651, 3.3.3), as the draft of the header has it, or what is between
+its quotes, as most clients send it."""
+
 
 class Presence(StrEnum):
     """Whether the caller is in the room for the others to see."""
@@ -168,6 +172,19 @@ def flag_header(request: Request, name: str) -> bool | None:
     if value not in ("?0", "?1"):
         raise InvalidParameter(f"The header {name!r} must be ?0 or ?1.")
     return value == "?1"
+
+
+def idempotency_key(request: Request) -> str | None:
+    """By which its sender tells requests that may come twice. Raises InvalidParameter."""
+    given = one_header(request, "idempotency-key")
+    if given is None:
+        return None
+    match = _KEY.fullmatch(given)
+    if match is None:
+        raise InvalidParameter(
+            "The header 'Idempotency-Key' must be 1 to 255 visible ASCII characters, like a UUID."
+        )
+    return re.sub(r'\\(["\\])', r"\1", match[1]) if match[1] is not None else match[2]
 
 
 def negotiated(request: Request, offered: Sequence[str]) -> str:

@@ -71,5 +71,10 @@ def heartbeat(position: str) -> bytes:
     return ServerSentEvent(comment="heartbeat", id=position, sep=LINE_END).encode()
 
 
+def comment(text: str) -> bytes:
+    """A sign of life, and nothing else."""
+    return ServerSentEvent(comment=text, sep=LINE_END).encode()
+
+
 def retry(seconds: int) -> bytes:
     return ServerSentEvent(retry=seconds * 1_000, sep=LINE_END).encode()

@@ -1,6 +1,5 @@
 """POST /rooms/{room}/text: one request body is one LiveKit text stream."""
 
-import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -9,7 +8,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gateway.auth import Caller, TokenVerifier
-from gateway.errors import InvalidParameter
 from gateway.hub import Hub
 from gateway.idempotency import Attempt, IdempotencyKeys, Owner
 from gateway.outgoing import Sent
@@ -24,7 +22,7 @@ from gateway.web.parameters import (
     count_header,
     flag_header,
     header_values,
-    one_header,
+    idempotency_key,
 )
 from gateway.web.reading import (
     BodyReader,
@@ -36,10 +34,6 @@ from gateway.web.reading import (
 )
 from gateway.web.uploads import COMPLETE, LENGTH, UploadsEndpoint
 from gateway.web.writing import Writing, Writings, reason_of
-
-_KEY = re.compile(r'"((?:[ !#-\[\]-~]|\\["\\]){1,255})"|([!#-\[\]-~]{1,255})')
-"""A String of structured fields (RFC 9651, 3.3.3), as the draft of the header has it, or what is between
-its quotes, as most clients send it."""
 
 
 class TextEndpoint:
@@ -78,7 +72,7 @@ class TextEndpoint:
         complete = flag_header(request, COMPLETE)
         form = body_form(request, partial=complete is not None)
         send = partial(self._send, request, caller, form, options, complete)
-        key = _idempotency_key(request)
+        key = idempotency_key(request)
         if key is None:
             return await send(None)
         # An upload may begin with none of its text: then its length is all that tells it from another.
@@ -136,15 +130,3 @@ class TextEndpoint:
         except BaseException as error:
             await writing.abort(reason_of(error))
             raise
-
-
-def _idempotency_key(request: Request) -> str | None:
-    given = one_header(request, "idempotency-key")
-    if given is None:
-        return None
-    match = _KEY.fullmatch(given)
-    if match is None:
-        raise InvalidParameter(
-            "The header 'Idempotency-Key' must be 1 to 255 visible ASCII characters, like a UUID."
-        )
-    return re.sub(r'\\(["\\])', r"\1", match[1]) if match[1] is not None else match[2]

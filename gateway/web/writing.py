@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, ExitStack, asynccontextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect
 
@@ -42,9 +42,11 @@ INTERRUPTED = "interrupted"
 CLIENT_DISCONNECTED = "client_disconnected"
 """Reason of a stream whose sender went away in the middle of its body."""
 
-Work = Callable[[], Coroutine[None, None, None]]
+T = TypeVar("T")
 
-Gone = Work | None
+Work = Callable[[], Coroutine[None, None, T]]
+
+Gone = Work[None] | None
 """Returns when the client that waits for the answer has gone."""
 
 
@@ -141,9 +143,8 @@ class Writings:
             place = ExitStack()
             if lasts:
                 place.enter_context(self._streams.one_more(caller.identity))
-            return WholeWriting(
-                self._hub, self._streams, self._held, form, options, how, caller, limit, place
-            )
+            body = self.whole_body(form, caller)
+            return WholeWriting(self._hub, self._streams, body, options, how, caller, place)
         async with AsyncExitStack() as holding:
             holding.enter_context(self._streams.one_more(caller.identity))
             holding.enter_context(self._streams.with_id(caller.room, how.options.stream_id))
@@ -151,6 +152,9 @@ class Writings:
             text = LinesDecoder() if form.media_type == LINES else PlainDecoder()
             decoder = BodyDecoder(form, text, limit)
             return StreamWriting(self._hub, how, caller, connection, decoder, holding.pop_all())
+
+    def whole_body(self, form: BodyForm, caller: Caller) -> "WholeBody":
+        return WholeBody(self._held, form, caller.identity, self._settings.max_text_bytes)
 
     async def _require_may_begin(self, how: Sending, caller: Caller, joins: bool) -> None:
         """Raises what would be raised once the body is there. `joins`: all options are known, presence too."""
@@ -266,40 +270,35 @@ class WholeWriting(Writing):
         self,
         hub: Hub,
         streams: OpenStreams,
-        held: HeldBytes,
-        form: BodyForm,
+        body: "WholeBody",
         options: Mapping[str, Any],
         how: Sending | None,
         caller: Caller,
-        limit: int,
         place: ExitStack,
     ) -> None:
         """`how`: where the body adds nothing to the options. `place`: among the open texts, for one that has it."""
         self._how = how
         self._place = place
         self.interruption = drain_of(hub)
-        self.limit = limit
+        self.limit = body.limit
         self._hub = hub
         self._streams = streams
-        self._held = held
-        self._holds = 0
+        self._body = body
         self._options = options
         self._caller = caller
-        self._decoder = BodyDecoder(form, WholeDecoder(self._hold), limit)
 
     def renew(self, caller: Caller) -> None:
         self._caller = caller
 
     async def feed(self, data: bytes) -> None:
         self._hub.metrics.text_bytes += len(data)
-        for _ in self._decoder.feed(data):
-            pass
+        self._body.feed(data)
 
     async def open(self) -> None:
         pass
 
     async def finish(self, gone: Gone = None) -> Sent:
-        text, how = self._text("".join(self._decoder.finish()))
+        text, how = self._text(self._body.text())
         with self._streams.with_id(self._caller.room, how.options.stream_id):
             async with connected(self._hub, how, self._caller, gone) as connection:
                 require_valid(self._caller)
@@ -312,8 +311,7 @@ class WholeWriting(Writing):
         pass
 
     async def aclose(self) -> None:
-        self._held.release(self._caller.identity, self._holds)
-        self._holds = 0
+        self._body.close()
         self._place.close()
 
     def _text(self, body: str) -> tuple[str, Sending]:
@@ -326,8 +324,33 @@ class WholeWriting(Writing):
         how = sending(with_members(self._options, members), self._caller)
         return require_encodable(text), how
 
+
+class WholeBody:
+    """A body that is handed on once it is whole, and counted among those that are held until then."""
+
+    def __init__(self, held: HeldBytes, form: BodyForm, identity: str, limit: int) -> None:
+        self.limit = limit
+        self._held = held
+        self._holds = 0
+        self._identity = identity
+        self._decoder = BodyDecoder(form, WholeDecoder(self._hold), limit)
+
+    def feed(self, data: bytes) -> None:
+        """Raises what is wrong with it, and TooManyBodies."""
+        for _ in self._decoder.feed(data):
+            pass
+
+    def text(self) -> str:
+        """Of all of it. Raises likewise."""
+        return "".join(self._decoder.finish())
+
+    def close(self) -> None:
+        """It is not held any more."""
+        self._held.release(self._identity, self._holds)
+        self._holds = 0
+
     def _hold(self, size: int) -> None:
-        self._held.hold(self._caller.identity, size)
+        self._held.hold(self._identity, size)
         self._holds += size
 
 
@@ -358,7 +381,7 @@ async def _connected(
             connection = observer
         if how.agent_timeout:
             seconds = min(how.agent_timeout, caller.expires_at - time.time())
-            await _unless_gone(partial(connection.until_agent_listens, seconds), gone)
+            await unless_gone(partial(connection.until_agent_listens, seconds), gone)
             # What was so before the wait may not be any more.
             await require_may_send(hub, how, caller)
         yield connection
@@ -387,14 +410,17 @@ def require_valid(caller: Caller) -> None:
         raise TokenExpired("The token has expired; nothing was sent.")
 
 
-async def _unless_gone(work: Work, gone: Gone) -> None:
+async def unless_gone(work: Work[T], gone: Gone) -> T:
     """Raises ClientDisconnect where `gone` ends first; what is left of either is given up."""
-    tasks = [asyncio.create_task(each()) for each in (work, gone) if each is not None]
+    working = asyncio.create_task(work())
+    tasks: list[asyncio.Task[Any]] = [working]
+    if gone is not None:
+        tasks.append(asyncio.create_task(gone()))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
+        if not working.done():
             raise ClientDisconnect
-        tasks[0].result()
+        return working.result()
     finally:
         for task in tasks:
             task.cancel()

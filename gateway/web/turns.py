@@ -1,0 +1,576 @@
+"""POST /rooms/{room}/agent/turns: a text to an agent, and what it answers, in one request."""
+
+import asyncio
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from enum import StrEnum
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import Receive, Scope, Send
+
+from gateway.agent_session import CLOSED, KnownAgent, Source
+from gateway.auth import Caller, TokenVerifier
+from gateway.connection import Connection
+from gateway.delivery import Outlet
+from gateway.errors import (
+    AgentAmbiguous,
+    AgentClosed,
+    AgentDidNotAnswer,
+    AgentLeft,
+    Draining,
+    GatewayError,
+    InvalidParameter,
+    LiveKitUnavailable,
+    NotAccepted,
+    TooManyTurns,
+    TurnRunning,
+    TurnTimedOut,
+    UnsupportedMediaType,
+)
+from gateway.event_log import Evicted
+from gateway.events import (
+    AGENTS,
+    AgentTurnCompleted,
+    AgentTurnStarted,
+    ClosingReason,
+    GatewayClosing,
+    closing,
+    members,
+)
+from gateway.hub import Hub
+from gateway.idempotency import Attempt, IdempotencyKeys, Owner
+from gateway.outgoing import Sent
+from gateway.quota import Quota
+from gateway.rooms.base import Participant, TextOptions
+from gateway.settings import Settings
+from gateway.turn import Outcome, Turn
+from gateway.web import sse
+from gateway.web.answer import Answer, unread
+from gateway.web.body import JSON, PLAIN, BodyForm, body_form, json_members, require_encodable
+from gateway.web.event_stream import HEADERS
+from gateway.web.forms import EVENT_STREAM, event_of
+from gateway.web.options import AGENT_TIMEOUT, MAX_AGENT_TIMEOUT, fingerprint
+from gateway.web.parameters import (
+    CHAT_TOPIC,
+    TRANSCRIPTION_TOPIC,
+    Query,
+    authenticate,
+    checked_identity,
+    idempotency_key,
+    negotiated,
+)
+from gateway.web.reading import BodyReader, disconnected, drain_of
+from gateway.web.writing import Gone, Writings, require_valid, unless_gone
+
+TIMEOUT = 120.0
+"""Seconds for the whole of an answer: a model that thinks, tools that ask others, and a voice that reads it out."""
+
+MAX_TIMEOUT = 600.0
+
+MAX_TURNS = 1_000
+"""At a time: each holds a request, and a connection to LiveKit."""
+
+MAX_TURNS_OF_IDENTITY = 100
+"""Those that wait for one another among them, in whatever rooms."""
+
+MAX_KEYS = 1_000
+"""Answers that are remembered with an Idempotency-Key; each may have a quarter of a megabyte."""
+
+MAX_KEYS_OF_IDENTITY = 100
+
+MOST_UNSENT = 1024 * 1024
+"""Bytes of an answer that its client has not taken; beyond them it is dropped, and the turn goes on."""
+
+TOPICS = frozenset({AGENTS, TRANSCRIPTION_TOPIC})
+"""What an answer is told on."""
+
+
+class WhileRunning(StrEnum):
+    """What becomes of a text while the caller has a turn that is not over."""
+
+    WAIT = "wait"
+    REJECT = "reject"
+
+
+class _Asking(NamedTuple):
+    """How an agent is asked."""
+
+    agent: str | None
+    agent_timeout: float
+    timeout: float
+    while_running: WhileRunning
+
+
+class _Told(NamedTuple):
+    """An answer that can be given again."""
+
+    started: AgentTurnStarted
+    completed: AgentTurnCompleted
+
+
+class TurnsEndpoint:
+    def __init__(
+        self, hub: Hub, writings: Writings, verifier: TokenVerifier, settings: Settings
+    ) -> None:
+        self._hub = hub
+        self._writings = writings
+        self._verifier = verifier
+        self._settings = settings
+        self._keys: IdempotencyKeys[_Told] = IdempotencyKeys(MAX_KEYS, MAX_KEYS_OF_IDENTITY)
+        self._running = _Running()
+        self._quota = Quota(MAX_TURNS, MAX_TURNS_OF_IDENTITY, TooManyTurns, "turns", "the gateway")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            body, completed = await self._handle(request, send)
+        except ClientDisconnect:
+            await unread()(scope, receive, send)
+        else:
+            await body.end(completed)
+
+    async def _handle(
+        self, request: Request, send: Send
+    ) -> "tuple[_Body, AgentTurnCompleted | GatewayClosing]":
+        """What is answered, and its last event."""
+        since = asyncio.get_running_loop().time()
+        query = Query(request, _NAMES)
+        caller = authenticate(request, query, self._verifier)
+        caller.require_can_publish_data()
+        caller.require_can_subscribe()
+        streamed = negotiated(request, (EVENT_STREAM, JSON)) == EVENT_STREAM
+        given = _given(query)
+        form = body_form(request)
+        if form.media_type not in (PLAIN, JSON):
+            raise UnsupportedMediaType(f"A turn takes '{PLAIN}' or '{JSON}'.")
+        body: _Body = (_StreamedAnswer if streamed else _ObjectAnswer)(request, send)
+        key = idempotency_key(request)
+        asked = fingerprint(given, form.media_type, form.compressed)
+        owner = Owner(caller.room, caller.identity)
+        attempting = nullcontext() if key is None else self._keys.attempt(owner, key, asked)
+        with attempting as attempt:
+            text, asking = await self._read(request, form, caller, given, attempt)
+            if attempt is not None and attempt.is_repeated:
+                told = attempt.first_answer()
+                await body.begin(told.started)
+            else:
+                give_back = self._quota.take(caller.identity)
+                try:
+                    with self._running.one_more(owner, asking.while_running) as may_begin:
+                        told = await self._ask(
+                            caller,
+                            text,
+                            asking,
+                            since,
+                            may_begin,
+                            body,
+                            partial(disconnected, request),
+                        )
+                except _BrokenOff as broken:
+                    if not body.has_begun:
+                        raise _unheard(broken.why) from None
+                    return body, broken.why
+                finally:
+                    give_back()
+                if attempt is not None:
+                    attempt.succeed(told)
+            return body, told.completed
+
+    async def _read(
+        self,
+        request: Request,
+        form: BodyForm,
+        caller: Caller,
+        given: dict[str, Any],
+        attempt: Attempt[_Told] | None,
+    ) -> tuple[str, _Asking]:
+        see = None if attempt is None else attempt.see
+        reader = BodyReader(request, caller, self._settings.body_idle_timeout, see)
+        draining = drain_of(self._hub)
+        body = self._writings.whole_body(form, caller)
+        try:
+            while (data := await reader.next(draining)) is not None:
+                self._hub.metrics.text_bytes += len(data)
+                body.feed(data)
+            text = body.text()
+        finally:
+            body.close()
+        if form.media_type == JSON:
+            beside = json_members(text)
+            text = beside.pop("text", None)
+            if not isinstance(text, str):
+                raise InvalidParameter("The JSON member 'text' is missing or not a string.")
+            given = _with_members(given, beside)
+            require_encodable(text)
+        if not text.strip():
+            raise InvalidParameter("The text is empty: there is nothing to answer.")
+        return text, _asking(given)
+
+    async def _ask(
+        self,
+        caller: Caller,
+        text: str,
+        asking: _Asking,
+        since: float,
+        may_begin: Callable[[], Awaitable[None]],
+        body: "_Body",
+        gone: Gone,
+    ) -> _Told:
+        expires = since + caller.expires_at - time.time()
+        limit = min(since + asking.timeout, expires)
+        await unless_gone(partial(_before, limit, may_begin), gone)
+        async with self._hub.session(caller) as connection:
+            connection.follow((TRANSCRIPTION_TOPIC,))
+            try:
+                agent, known = await unless_gone(partial(_agent, connection, asking, limit), gone)
+                require_valid(caller)
+                seq = connection.log.head.seq
+                options = TextOptions(CHAT_TOPIC, (agent.identity,))
+                sent = await connection.send_text(caller.identity, text, options)
+                self._hub.metrics.texts_sent += 1
+                turn = Turn(
+                    agent.identity,
+                    text,
+                    known.state or agent.agent_state,
+                    known.source in (Source.HELPER, Source.NATIVE),
+                    now=asyncio.get_running_loop().time(),
+                    limit=limit,
+                )
+                answering = _Answering(connection, turn, sent, body, self._settings.heartbeat)
+                outcome = await answering.follow(seq)
+            finally:
+                connection.unfollow((TRANSCRIPTION_TOPIC,))
+        self._hub.metrics.turns[outcome] += 1
+        if not turn.has_begun:
+            raise _failed(turn)
+        result = turn.result()
+        return _Told(
+            answering.started,
+            AgentTurnCompleted(
+                agent.identity,
+                sent.stream_id,
+                result["outcome"],
+                result["text"],
+                tuple(result["tool_calls"]),
+                result["usage"],
+                tuple(result["errors"]),
+                result["truncated"],
+            ),
+        )
+
+
+class _Running:
+    """The callers that have a turn: one at a time each, so that what an agent says is the answer to one text."""
+
+    def __init__(self) -> None:
+        self._locks: dict[Owner, asyncio.Lock] = {}
+        self._of: Counter[Owner] = Counter()
+
+    @contextmanager
+    def one_more(
+        self, owner: Owner, otherwise: WhileRunning
+    ) -> Iterator[Callable[[], Awaitable[None]]]:
+        """Gives what returns when it is its turn. Raises TurnRunning."""
+        if self._of[owner] and otherwise is WhileRunning.REJECT:
+            raise TurnRunning("This participant has a turn that is not over; wait for its end.")
+        lock = self._locks.setdefault(owner, asyncio.Lock())
+        self._of[owner] += 1
+        has_it = False
+
+        async def may_begin() -> None:
+            nonlocal has_it
+            await lock.acquire()
+            has_it = True
+
+        try:
+            yield may_begin
+        finally:
+            if has_it:
+                lock.release()
+            self._of[owner] -= 1
+            if not self._of[owner]:
+                del self._of[owner], self._locks[owner]
+
+
+async def _before(limit: float, may_begin: Callable[[], Awaitable[None]]) -> None:
+    """Raises TurnTimedOut."""
+    try:
+        async with asyncio.timeout_at(limit):
+            await may_begin()
+    except TimeoutError:
+        raise TurnTimedOut(
+            "The turns before this one took all of its time; nothing was sent."
+        ) from None
+
+
+async def _agent(
+    connection: Connection, asking: _Asking, limit: float
+) -> tuple[Participant, KnownAgent]:
+    """Who is asked. Raises AgentUnavailable, AgentAmbiguous, AgentClosed."""
+    left = limit - asyncio.get_running_loop().time()
+    await connection.until_agent_listens(min(asking.agent_timeout, max(left, 0)), asking.agent)
+    there = [
+        (participant, known)
+        for participant, known in connection.agents
+        if participant.agent_state and asking.agent in (None, participant.identity)
+    ]
+    if len(there) > 1:
+        names = ", ".join(sorted(participant.identity for participant, _ in there))
+        raise AgentAmbiguous(f"Several agents are in the room; say 'agent=' one of {names}.")
+    participant, known = there[0]
+    if known.state == CLOSED:
+        raise AgentClosed(
+            f"The agent {participant.identity!r} is in the room, but its session has ended; nothing was sent."
+        )
+    return participant, known
+
+
+class _Answering:
+    """What follows a turn, from the sending of its text until it is over, whether its client is there or not."""
+
+    def __init__(
+        self, connection: Connection, turn: Turn, sent: Sent, body: "_Body", heartbeat: float
+    ) -> None:
+        self.started = AgentTurnStarted(turn.agent, sent.stream_id, sent.position)
+        self._connection = connection
+        self._log = connection.log
+        self._turn = turn
+        self._body = body
+        self._heartbeat = heartbeat
+        self._changed = asyncio.Event()
+
+    async def follow(self, seq: int) -> Outcome:
+        self._log.watch(self._watch, TOPICS)
+        try:
+            while (outcome := self._turn.outcome) is None:
+                self._changed.clear()
+                seq = await self._read(seq)
+                if not self._turn.is_over and seq == self._log.head.seq:
+                    if self._log.ended is not None:
+                        raise _BrokenOff(self._log.ended)
+                    await self._wait()
+            return outcome
+        finally:
+            self._log.unwatch(self._watch, TOPICS)
+
+    def _watch(self, _: object) -> None:
+        self._changed.set()
+
+    async def _read(self, seq: int) -> int:
+        turn, loop = self._turn, asyncio.get_running_loop()
+        try:
+            entries, seq = self._log.read(seq, TOPICS)
+        except Evicted:
+            raise _BrokenOff(closing(ClosingReason.SLOW)) from None
+        for entry in entries:
+            had_begun = turn.has_begun
+            frames = turn.feed(event_of(entry), entry.frame, loop.time())
+            if turn.has_begun and not had_begun:
+                await self._body.begin(self.started)
+            if frames:
+                self._body.write(b"".join(frames))
+        return seq
+
+    async def _wait(self) -> None:
+        """For the next event, or until it is time for something else."""
+        loop = asyncio.get_running_loop()
+        due = self._turn.due()
+        beat = loop.time() + self._heartbeat
+        try:
+            async with asyncio.timeout_at(min(due, beat)):
+                await self._changed.wait()
+        except TimeoutError:
+            if loop.time() >= due:
+                self._turn.look(loop.time())
+            elif self._turn.has_begun:
+                self._body.write(sse.comment("heartbeat"))
+
+
+class _BrokenOff(Exception):
+    """What the agent answers is not heard any more."""
+
+    def __init__(self, why: GatewayClosing) -> None:
+        super().__init__(why.reason)
+        self.why = why
+
+
+def _unheard(why: GatewayClosing) -> GatewayError:
+    if why.reason is ClosingReason.DRAIN:
+        return Draining("The gateway is going away; what the agent answers is not known.")
+    return LiveKitUnavailable(
+        f"The connection to LiveKit has ended ({why.reason}); what the agent answers is not known."
+    )
+
+
+def _failed(turn: Turn) -> GatewayError:
+    """Why an answer has not begun."""
+    match turn.outcome:
+        case Outcome.CLOSED:
+            return AgentClosed("The agent's session has ended; the text may not be heard.")
+        case Outcome.LEFT:
+            return AgentLeft("The agent left the room before it answered.")
+        case Outcome.NOT_ACCEPTED:
+            return NotAccepted(
+                f"The agent {turn.agent!r} did not take the text into its conversation: it listens to another"
+                " participant, or to none any more since this one left for good, or refused it."
+            )
+        case Outcome.DID_NOT_ANSWER:
+            return AgentDidNotAnswer(
+                f"The agent {turn.agent!r} showed no sign of having heard the text."
+            )
+        case _:
+            return TurnTimedOut("The agent did not take the text in the time of the request.")
+
+
+# How it is answered
+
+
+class _Body(Protocol):
+    has_begun: bool
+    """Whether a problem cannot be answered any more."""
+
+    async def begin(self, started: AgentTurnStarted) -> None:
+        """The agent has taken the text."""
+
+    def write(self, data: bytes) -> None:
+        """Events of its answer. Never waits."""
+
+    async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None: ...
+
+
+class _ObjectAnswer:
+    """All of it at its end."""
+
+    has_begun = False
+
+    def __init__(self, request: Request, send: Send) -> None:
+        self._request = request
+        self._send = send
+
+    async def begin(self, started: AgentTurnStarted) -> None:
+        pass
+
+    def write(self, data: bytes) -> None:
+        pass
+
+    async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None:
+        told = members(last)
+        del told["type"]
+        answer = Answer(200, f"{json.dumps(told, ensure_ascii=False)}\n".encode())
+        await answer(self._request.scope, self._request.receive, self._send)
+
+
+class _StreamedAnswer:
+    """Server-Sent Events."""
+
+    def __init__(self, request: Request, send: Send) -> None:
+        self.has_begun = False
+        self._scope = request.scope
+        self._send = send
+        self._outlet: Outlet | None = None
+
+    async def begin(self, started: AgentTurnStarted) -> None:
+        self.has_begun = True
+        self._outlet = outlet = self._scope["state"]["open_outlet"]()
+        headers = {"Content-Type": f"{EVENT_STREAM}; charset=utf-8"} | HEADERS
+        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        outlet.follow(self)
+        self.write(sse.encode(started))
+
+    def write(self, data: bytes) -> None:
+        if (outlet := self._outlet) is None:
+            return  # the client has gone
+        try:
+            outlet.write(outlet.frame(data))
+        except RuntimeError:  # uvloop's word for a socket that is closed already
+            self._outlet = None
+            return
+        if outlet.unsent() > MOST_UNSENT:
+            outlet.abort()
+            self._outlet = None
+
+    async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None:
+        self.write(sse.encode(last))
+        with suppress(RuntimeError):  # likewise
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    # What the outlet tells
+
+    def blocked(self) -> None:
+        pass
+
+    def writable(self) -> None:
+        pass
+
+    def lost(self) -> None:
+        self._outlet = None
+
+
+# What is asked for
+
+_NAMES = ("agent", "agent_timeout", "timeout", "while_running")
+
+
+def _given(query: Query) -> dict[str, Any]:
+    """By the query, as JSON has it: what is no number is left to be refused."""
+    given: dict[str, Any] = {}
+    for name in _NAMES:
+        if (value := query.one(name)) is not None:
+            given[name] = _number(value) if name.endswith("timeout") else value
+    return given
+
+
+def _number(value: str) -> float | str:
+    try:
+        return float(value)
+    except ValueError:
+        return value
+
+
+def _with_members(given: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    for name in beside:
+        if name not in _NAMES:
+            raise InvalidParameter(
+                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(_NAMES)}."
+            )
+        if name in given:
+            raise InvalidParameter(f"{name!r} is given both in the query and in the body.")
+    return {**given, **beside}
+
+
+def _asking(given: Mapping[str, Any]) -> _Asking:
+    agent = given.get("agent")
+    if agent is not None:
+        if not isinstance(agent, str):
+            raise InvalidParameter("'agent' must be a string.")
+        checked_identity(agent)
+    try:
+        while_running = WhileRunning(given.get("while_running", WhileRunning.WAIT))
+    except ValueError:
+        raise InvalidParameter(
+            f"'while_running' must be one of {', '.join(WhileRunning)}."
+        ) from None
+    return _Asking(
+        agent,
+        _seconds(given, "agent_timeout", AGENT_TIMEOUT, 0, MAX_AGENT_TIMEOUT),
+        _seconds(given, "timeout", TIMEOUT, 1, MAX_TIMEOUT),
+        while_running,
+    )
+
+
+def _seconds(
+    given: Mapping[str, Any], name: str, default: float, least: float, most: float
+) -> float:
+    value = given.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        value = math.nan
+    if not least <= value <= most:
+        raise InvalidParameter(f"{name!r} must be a number of seconds from {least:g} to {most:g}.")
+    return float(value)
