@@ -6,6 +6,7 @@ in as the log has them, in the order in which it has them, and `due` says when t
 """
 
 import json
+import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
@@ -74,7 +75,7 @@ class Turn:
         # From then on.
         self._item_id: str | None = None
         self._from_ms = 0
-        self._until_ms: float | None = None
+        self._until_ms = math.inf
         self._was_busy = False
         self._is_paused = False
         self._listens_since = now
@@ -241,7 +242,7 @@ class Turn:
 
     def _opened(self, event: Object) -> bool:
         at = event["timestamp"]
-        if at < self._from_ms or (self._until_ms is not None and at > self._until_ms):
+        if at < self._from_ms or (self._rests_since is not None and at > self._until_ms):
             return False
         self._streams[event["stream_id"]] = []
         self._open.add(event["stream_id"])
@@ -251,13 +252,12 @@ class Turn:
         before, self._state = self._state, event["new_state"]
         if self._state in BUSY:
             self._was_busy = True
-            self._until_ms = None
             # Words may follow a pause; each time it needs to have said something.
             self._is_paused = self._state == "speaking"
         elif before in BUSY:
             self._listens_since = now
             created_at = event["created_at"]
-            self._until_ms = None if created_at is None else created_at * 1000
+            self._until_ms = math.inf if created_at is None else created_at * 1000
             if event["created_at_is"] is None:
                 self._is_paused = False  # it tells of no items
 
@@ -360,7 +360,8 @@ class Turn:
             return
         if self._rests_since is None:
             self._rests_since = now
-        if not self._open and (self._streams or not any(self._messages)):
+        # Each message is a stream, or several.
+        if not self._open and len(self._streams) >= sum(map(bool, self._messages)):
             self._end()
 
     def _is_at_rest(self) -> bool:

@@ -1,6 +1,7 @@
 """A participant of kind agent with nothing of LiveKit Agents: it tells what a test has it tell."""
 
 import asyncio
+import json
 import secrets
 import time
 from abc import ABC, abstractmethod
@@ -30,6 +31,13 @@ class BareAgent(ABC):
         message = pb.AgentSessionMessage(event={"created_at": at, **event})
         await self.send(message.SerializeToString())
 
+    async def tells_as_helper(self, type: str, **members: Any) -> None:
+        """As our helper has it, whatever it is."""
+        payload: Any = {"livekit-sse-gateway": 1, "type": type, "members": json.dumps(members)}
+        message = pb.AgentSessionMessage()
+        message.event.debug_message.payload.update(payload)
+        await self.send(message.SerializeToString())
+
     async def hears(self, text: str) -> None:
         async with asyncio.timeout(DEADLINE):
             while await self.heard.get() != text:
@@ -56,6 +64,10 @@ class BareAgent(ABC):
     async def answers(self, text: str, answer: str, tool: str | None = None) -> None:
         """What it hears next, by that tool if one is named."""
         await self.hears(text)
+        await self.answers_now(text, answer, tool)
+
+    async def answers_now(self, text: str, answer: str, tool: str | None = None) -> None:
+        """What it has heard."""
         await self.takes(text)
         if tool is not None:
             call = {"call_id": "call-1", "name": tool, "arguments": "{}"}

@@ -25,14 +25,18 @@ def function_tools_executed(body: Any) -> dict[str, Any]:
 def zipped(calls: Any, outputs: Any) -> list[dict[str, Any]]:
     """Each call with its output, by the id of the call: None in the place of what is not there."""
     pairs = []
-    left = [each for each in outputs or () if isinstance(each, dict)]
-    for call in calls or ():
+    left = [each for each in _list(outputs) if isinstance(each, dict)]
+    for call in _list(calls):
         call_id = call.get("call_id") if isinstance(call, dict) else None
         output = next((each for each in left if each.get("call_id") == call_id), None)
         if output is not None:
             left.remove(output)
         pairs.append({"function_call": call, "function_call_output": output})
     return [*pairs, *({"function_call": None, "function_call_output": each} for each in left)]
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def tool_execution_updated(body: Any) -> dict[str, Any]:
