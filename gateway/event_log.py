@@ -32,6 +32,7 @@ from gateway.events import (
     StreamClosed,
     StreamOpened,
 )
+from gateway.transcripts import TRANSCRIPTION_TOPIC, Folded, Segment, Segments
 
 EPOCH_BYTES = 8
 """64 random bits: two logs never share an epoch, and nobody guesses one."""
@@ -122,6 +123,10 @@ class LoggedStream:
     earlier: "LoggedStream | None" = None
     """The one before of this stream id: an id may be used again, and by others."""
     later: "LoggedStream | None" = None
+    segment: Segment | None = None
+    """Of a transcript, that which it is a part of."""
+    folded: Folded | None = None
+    """Likewise, what it says so far, where somebody has asked; not kept once it is closed."""
 
     @property
     def is_whole(self) -> bool:
@@ -234,6 +239,7 @@ class EventLog:
         self._bytes = 0
         self._registered = {**dict.fromkeys(ALWAYS, 0), **dict.fromkeys(topics, 0)}
         self._open: dict[_StreamKey, LoggedStream] = {}
+        self._segments = Segments()
         # Those that are open, and those that are closed and kept whole, the older first.
         self._listed: dict[str, dict[int, LoggedStream]] = {}
         self._by_id: dict[str, LoggedStream] = {}
@@ -481,10 +487,15 @@ class EventLog:
                     self._unlist(unclosed)
                 self._open[key] = stream
                 self._list(stream)
+                if event.topic == TRANSCRIPTION_TOPIC:
+                    stream.segment = self._segments.begin(event)
             case StreamClosed():
                 del self._open[stream.participant_identity, stream.stream_id]
                 stream.chunks = tuple(stream.chunks)
                 stream.closed = entry
+                stream.folded = None
+                if stream.segment is not None:
+                    self._segments.close(stream.segment, event, entry.seq)
                 if stream.opened.seq < self._first():
                     self._forget(stream)
             case _:
@@ -573,6 +584,8 @@ class EventLog:
         else:
             del self._by_id[stream.stream_id]
         stream.earlier = stream.later = None
+        if stream.segment is not None:
+            self._segments.forget(stream.segment)
 
     def _forget(self, stream: LoggedStream) -> None:
         """A closed stream whose beginning is gone; what is left of it must not be held by its end."""

@@ -38,8 +38,20 @@ from gateway.rooms import base, incoming
 from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.native import dispatch, room as native_room
 from gateway.settings import Settings
+from gateway.transcripts import TRANSCRIPTION_TOPIC
 from gateway.turn import MOST_KEPT, Outcome
-from gateway.web import body, forms, history, options, problems, sse, turns, upload, writing
+from gateway.web import (
+    body,
+    forms,
+    history,
+    options,
+    problems,
+    sse,
+    transcript,
+    turns,
+    upload,
+    writing,
+)
 from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app, make_routes
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
@@ -103,7 +115,9 @@ OF_SOME = BEGUN | {"Upload-Limit", "Accept-Encoding"}
 """Headers of some of the problems that an answer may be."""
 
 MESSAGE = "message"
-"""The event that is made of a stream's, and has no class."""
+
+MADE = {MESSAGE, transcript.PARTIAL, transcript.FINAL}
+"""The events that are made of a stream's, and have no class."""
 
 AGENTS_TYPES = {f"agent.{name}" for name in {*DECODERS, *helper.ONLY}}
 """Of the events that are agents' own, which have one schema."""
@@ -237,7 +251,7 @@ def test_every_event_in_an_example_stream_is_an_instance_of_its_schema() -> None
     for name, data in seen:
         assert json.loads(data)["type"] == name
         _check(json.loads(data), {"$ref": "#/components/schemas/Event"})
-    assert {name for name, _ in seen} - AGENTS_TYPES == {*_event_classes(), MESSAGE}
+    assert {name for name, _ in seen} - AGENTS_TYPES == {*_event_classes(), *MADE}
 
 
 def test_an_example_stream_begins_as_a_stream_does() -> None:
@@ -357,6 +371,13 @@ def test_the_replays_and_views_are_those_that_the_code_has() -> None:
     for path in (EVENTS, ROOM_EVENTS, AGENT_EVENTS):
         assert _query_schema("get", path, "replay")["enum"] == [str(each) for each in Replay]
         assert _query_schema("get", path, "view")["enum"] == [str(each) for each in forms.View]
+
+
+def test_transcripts_are_bounded_as_documented() -> None:
+    described = _query(EVENTS, "get", "view")["description"]
+    assert f"more than {transcript.PARTIAL_CHARACTERS:,} characters" in described
+    words = SCHEMAS["TranscriptPartial"]["properties"]["words"]["description"]
+    assert f"more than {transcript.TIMED_BYTES:,} bytes" in words
 
 
 def test_the_types_of_event_streams_are_those_of_the_code() -> None:
@@ -714,6 +735,7 @@ async def test_event_streams_are_answered_as_documented() -> None:
     asked: list[tuple[str, dict[str, Any]]] = [
         (EVENTS, {"params": {"participants": "1"}}),
         (EVENTS, {"params": {"view": "messages"}}),
+        (EVENTS, {"params": {"view": "transcript"}}),
         (ROOM_EVENTS, TOPICS_ASKED),
         (AGENT_EVENTS, {"params": {"presence": "join"}}),
         (ROOM_EVENTS, {"params": {"topic": "lk.chat", "view": "messages"}}),
@@ -1045,12 +1067,12 @@ async def _answer(kind: type[GatewayError]) -> httpx.Response:
 
 
 def test_every_event_is_documented_and_every_documented_event_exists() -> None:
-    assert set(_documented_events()) == {*_event_classes(), MESSAGE, *AGENTS_TYPES}
+    assert set(_documented_events()) == {*_event_classes(), *MADE, *AGENTS_TYPES}
     assert {each["$ref"] for each in SCHEMAS["Event"]["oneOf"]} == set(
         SCHEMAS["Event"]["discriminator"]["mapping"].values()
     )
     assert set(SCHEMAS["AgentEvent"]["properties"]["type"]["enum"]) == AGENTS_TYPES
-    for type_ in {*_event_classes(), MESSAGE}:
+    for type_ in {*_event_classes(), *MADE}:
         assert _documented_events()[type_]["properties"]["type"]["const"] == type_
 
 
@@ -1061,9 +1083,11 @@ def test_the_union_of_events_has_every_class_with_a_type() -> None:
 
 
 def test_the_members_of_every_event_are_those_of_the_code() -> None:
-    for type_ in {*_event_classes(), MESSAGE}:
+    made = _members_of_made()
+    assert made.keys() == MADE
+    for type_ in {*_event_classes(), *MADE}:
         schema = _documented_events()[type_]
-        names = _members_of_message() if type_ == MESSAGE else _members(_event_classes()[type_])
+        names = made[type_] if type_ in MADE else _members(_event_classes()[type_])
         assert list(schema["properties"]) == names, type_
         assert schema["required"] == names, type_
 
@@ -1279,13 +1303,23 @@ def _members(event: Any) -> list[str]:
     return ["type", *(field.name.removesuffix("_") for field in dataclasses.fields(event))]
 
 
-def _members_of_message() -> list[str]:
-    """Of the event that is made of a stream's."""
-    form = forms.FORMS[forms.JSON_LINES, forms.View.MESSAGES]
+def _members_of_made() -> dict[str, list[str]]:
+    """Of the events that are made of a stream's, by their types."""
     log = EventLog(sse.encode, LogBounds())
-    log.append(events.StreamOpened("id", "lk.chat", "alice", 1))
-    log.append(events.StreamChunk("id", "lk.chat", "alice", 0, "text"))
-    log.append(events.StreamClosed("id", "lk.chat", "alice", True, None, {}, 4, 1))
-    message = json.loads(form.entries(log.read(0, ["lk.chat"]).entries))
-    _check(message, {"$ref": "#/components/schemas/EventLine"})
-    return [name for name in message if name != "id"]
+    for text in ("text", '{"text": "word", "end_time": 1.5}\n'):
+        log.append(events.StreamOpened("id", TRANSCRIPTION_TOPIC, "alice", 1))
+        log.append(events.StreamChunk("id", TRANSCRIPTION_TOPIC, "alice", 0, text))
+        size = len(text)
+        log.append(events.StreamClosed("id", TRANSCRIPTION_TOPIC, "alice", True, None, {}, size, 1))
+    entries = log.read(0, [TRANSCRIPTION_TOPIC]).entries
+    made: dict[str, list[str]] = {}
+    for view, shown in (
+        (forms.View.MESSAGES, entries),
+        (forms.View.TRANSCRIPT, entries[:-1]),
+        (forms.View.TRANSCRIPT, entries),
+    ):
+        for line in forms.FORMS[forms.JSON_LINES, view].entries(shown).splitlines():
+            event = json.loads(line)
+            _check(event, {"$ref": "#/components/schemas/EventLine"})
+            made[event["type"]] = [name for name in event if name != "id"]
+    return made

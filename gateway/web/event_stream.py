@@ -29,14 +29,15 @@ from gateway.errors import (
     TooManyTopics,
     Unavailable,
 )
-from gateway.event_log import EventLog, Position, Start, parse_position
+from gateway.event_log import Entry, EventLog, Position, Start, parse_position
 from gateway.events import AGENTS, PARTICIPANTS, ClosingReason, GatewayOpened, closing
 from gateway.hub import Hold, Hub
 from gateway.metrics import CONTINUED
 from gateway.quota import Quota
 from gateway.settings import Settings
 from gateway.web import sse
-from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, Part, View, pieces
+from gateway.web.forms import EVENT_STREAM, FORMS, EventStreamForm, LinesForm, View, pieces
+from gateway.web.frames import Part
 from gateway.web.parameters import (
     Presence,
     Query,
@@ -197,15 +198,20 @@ def _beginning(
     Replayed events have no ids: resuming from one of them would skip what lies between.
     """
     gap, seq, replay = start
-    del start  # what has been replayed is not held
+    del start  # which holds all that is replayed
     position = str(Position(epoch, seq))
     yield greeting
     if gap is not None:
         yield (form.event(gap, None if replay else position),)
+    yield from form.replayed(_taken(replay))
+    yield (form.cursor(position),)
+
+
+def _taken(replay: list[Entry]) -> Iterator[Entry]:
+    """What has been taken is not held."""
     replay.reverse()
     while replay:
-        yield form.replayed(replay.pop())
-    yield (form.cursor(position),)
+        yield replay.pop()
 
 
 class EventStreams:

@@ -1,24 +1,24 @@
-"""How events are written on the wire: as Server-Sent Events or as JSON lines, all of them or messages."""
+"""How events are written on the wire: as Server-Sent Events or as JSON lines, all of them, or what a view makes
+of them."""
 
-import json
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from functools import partial
 from itertools import chain
 from typing import Any
 
 from gateway.delivery import Piece
 from gateway.event_log import READ_BYTES, Entry, LoggedStream
-from gateway.events import Event, GapReason, GatewayGap
-from gateway.web import sse
+from gateway.events import Event
+from gateway.web import frames, sse
+from gateway.web.frames import Part
+from gateway.web.transcript import transcripts
 
 EVENT_STREAM = "text/event-stream"
 JSON_LINES = "application/x-ndjson"
 
 MOST_BYTES = 2 * READ_BYTES
 """Of one piece: who takes nothing holds that, and not all of a text that is large."""
-
-Part = bytes | memoryview
-"""Of an event. What is large is a view of what the log holds, once for all who read it."""
 
 
 class View(StrEnum):
@@ -27,6 +27,8 @@ class View(StrEnum):
     STREAMS = "streams"
     MESSAGES = "messages"
     """One event, when the stream is closed: plain `onmessage` shows a chat."""
+    TRANSCRIPT = "transcript"
+    """Of those on `lk.transcription`: what is said, and what of it is final."""
 
 
 class EventStreamForm:
@@ -41,17 +43,14 @@ class EventStreamForm:
         return sse.opening()
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
-        return b"".join(chain.from_iterable(map(self._shown, entries)))
+        return b"".join(chain.from_iterable(self._shown(entries)))
 
     def pieces(self, entries: Iterable[Entry]) -> Iterator[Piece]:
-        return pieces(map(self._shown, entries))
+        return pieces(self._shown(entries))
 
-    def replayed(self, entry: Entry) -> Iterator[Part]:
-        """Without its id, which would be out of sequence."""
-        parts = iter(self._shown(entry))
-        for first in parts:
-            yield sse.without_id(bytes(first))
-            yield from parts
+    def replayed(self, entries: Iterable[Entry]) -> Iterator[Iterable[Part]]:
+        """Without their ids, which would be out of sequence."""
+        return map(_without_id, self._shown(entries))
 
     def event(self, event: Event, position: str | None = None) -> bytes:
         return sse.encode(event, position)
@@ -75,13 +74,13 @@ class LinesForm:
         return b""
 
     def entries(self, entries: Iterable[Entry]) -> bytes:
-        return b"".join(chain.from_iterable(_line(self._shown(entry)) for entry in entries))
+        return b"".join(chain.from_iterable(map(_line, self._shown(entries))))
 
     def pieces(self, entries: Iterable[Entry]) -> Iterator[Piece]:
-        return pieces(_line(self._shown(entry)) for entry in entries)
+        return pieces(map(_line, self._shown(entries)))
 
-    def replayed(self, entry: Entry) -> Iterator[Part]:
-        return _line(self._shown(entry), with_id=False)
+    def replayed(self, entries: Iterable[Entry]) -> Iterator[Iterable[Part]]:
+        return map(partial(_line, with_id=False), self._shown(entries))
 
     def event(self, event: Event, position: str | None = None) -> bytes:
         frame = sse.encode(event, position)
@@ -93,14 +92,11 @@ class LinesForm:
     heartbeat = cursor
 
 
-def _data(frame: bytes) -> bytes:
-    """The JSON object of a block."""
-    return frame.partition(_DATA)[2][:-2]
-
-
-def _position(frame: bytes) -> bytes:
-    """The id that a block begins with."""
-    return frame[len(b"id: ") : frame.index(b"\n")]
+def _without_id(parts: Iterable[Part]) -> Iterator[Part]:
+    parts = iter(parts)
+    for first in parts:
+        yield sse.without_id(bytes(first))
+        yield from parts
 
 
 def _line(parts: Iterable[Part], *, with_id: bool = True) -> Iterator[Part]:
@@ -109,9 +105,9 @@ def _line(parts: Iterable[Part], *, with_id: bool = True) -> Iterator[Part]:
     for part in parts:
         if held is None:
             frame = bytes(part)
-            begin = frame.index(_DATA) + len(_DATA)
+            begin = frame.index(frames.DATA) + len(frames.DATA)
             if with_id:
-                yield b'{"id":"%b",' % _position(frame)
+                yield b'{"id":"%b",' % frames.position(frame)
                 begin += len(b"{")
             held = memoryview(frame)[begin:]
         else:
@@ -133,34 +129,19 @@ def _messages(entry: Entry) -> Iterable[Part]:
         return () if is_end else (entry.frame,)
     if entry is not stream.closed:
         return ()
-    position = _position(entry.frame).decode()
+    position = frames.position(entry.frame).decode()
     if not stream.is_whole:
-        epoch = position.partition("-")[0]
-        gap = GatewayGap(GapReason.EVICTED, f"{epoch}-{stream.opened.seq - 1}", position)
-        return (sse.encode(gap, position),)
-    members = {"type": "message", **_members(stream.opened), **_members(entry)}
-    head = sse.block("message", members, position).removesuffix(_END)
-    return chain((head + _TEXT,), map(_text, stream.chunks), (b'"' + _END,))
+        return (frames.evicted(stream, position),)
+    members = {**frames.members(stream.opened), **frames.members(entry)}
+    return frames.with_text("message", members, stream.chunks, position)
 
-
-def _text(chunk: Entry) -> memoryview:
-    """Of a chunk, whose last member it is: as JSON, without its quotes."""
-    frame = chunk.frame
-    return memoryview(frame)[frame.index(_TEXT) + len(_TEXT) : -len(_END) - 1]
-
-
-_DATA = b"\ndata: "
-
-_TEXT = b',"text":"'
-"""What begins a text: within the value of another member, each quote has a backslash."""
-
-_END = b"}\n\n"
 
 _STREAM = b"\nevent: stream."
 
-_SHOWN: dict[View, Callable[[Entry], Iterable[Part]]] = {
-    View.STREAMS: _all,
-    View.MESSAGES: _messages,
+_SHOWN: dict[View, Callable[[Iterable[Entry]], Iterator[Iterable[Part]]]] = {
+    View.STREAMS: partial(map, _all),
+    View.MESSAGES: partial(map, _messages),
+    View.TRANSCRIPT: transcripts,
 }
 
 FORMS: dict[tuple[str, View], EventStreamForm | LinesForm] = {
@@ -173,22 +154,10 @@ FORMS: dict[tuple[str, View], EventStreamForm | LinesForm] = {
 
 def message(stream: LoggedStream) -> dict[str, Any]:
     """A stream as far as it is: its header, its text, and how it ended if it did."""
-    header = _members(stream.opened)
-    end = {} if stream.closed is None else _members(stream.closed)
-    text = "".join(_members(chunk)["text"] for chunk in stream.chunks)
+    header = frames.members(stream.opened)
+    end = {} if stream.closed is None else frames.members(stream.closed)
+    text = "".join(frames.members(chunk)["text"] for chunk in stream.chunks)
     return {**header, **end, "text": text}
-
-
-def event_of(entry: Entry) -> dict[str, Any]:
-    """Its members, as they are told."""
-    members: dict[str, Any] = json.loads(_data(entry.frame))
-    return members
-
-
-def _members(entry: Entry) -> dict[str, Any]:
-    members = event_of(entry)
-    del members["type"]
-    return members
 
 
 def pieces(events: Iterable[Iterable[Part]]) -> Iterator[Piece]:

@@ -17,6 +17,7 @@ from gateway.errors import (
     TopicReserved,
 )
 from gateway.settings import TOPIC_BYTES
+from gateway.transcripts import TRANSCRIPTION_TOPIC
 
 NAME_BYTES = 256
 """LiveKit's limit for the name of a room, in bytes of UTF-8."""
@@ -25,7 +26,6 @@ QUERY_FIELDS = 200
 """Destinations and attributes are repeated parameters; the header packet is full long before."""
 
 CHAT_TOPIC = "lk.chat"
-TRANSCRIPTION_TOPIC = "lk.transcription"
 _RESERVED = "lk."
 
 ATTRIBUTE_PREFIX = "attr."

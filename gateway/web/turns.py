@@ -49,16 +49,16 @@ from gateway.outgoing import Sent
 from gateway.quota import Quota
 from gateway.rooms.base import Participant, TextOptions
 from gateway.settings import Settings
+from gateway.transcripts import TRANSCRIPTION_TOPIC
 from gateway.turn import Outcome, Turn
-from gateway.web import sse
+from gateway.web import frames, sse
 from gateway.web.answer import Answer, unread
 from gateway.web.body import JSON, PLAIN, BodyForm, body_form, json_members, require_encodable
 from gateway.web.event_stream import HEADERS
-from gateway.web.forms import EVENT_STREAM, event_of
+from gateway.web.forms import EVENT_STREAM
 from gateway.web.options import AGENT_TIMEOUT, MAX_AGENT_TIMEOUT, fingerprint
 from gateway.web.parameters import (
     CHAT_TOPIC,
-    TRANSCRIPTION_TOPIC,
     Query,
     authenticate,
     checked_identity,
@@ -370,11 +370,11 @@ class _Answering:
             raise _BrokenOff(closing(ClosingReason.SLOW)) from None
         for entry in entries:
             had_begun = turn.has_begun
-            frames = turn.feed(event_of(entry), entry.frame, loop.time())
+            shown = turn.feed(frames.event(entry), entry.frame, loop.time())
             if turn.has_begun and not had_begun:
                 await self._body.begin(self.started)
-            if frames:
-                self._body.write(b"".join(frames))
+            if shown:
+                self._body.write(b"".join(shown))
         return seq
 
     async def _wait(self) -> None:

@@ -95,7 +95,8 @@ async def played_session(
     """A session that listens in its room; it is closed and has left at the end of the block.
 
     `voice=True` gives it ears and a voice, `fallback=True` a second one of each model. `wrapped=True`
-    hides the two voices from the helper, which is given them then; `helper=False` leaves it out.
+    hides the two voices from the helper, which is given them then; `helper=False` leaves it out. `timed=True`
+    has it write its answers as timed strings.
     """
     options |= {"url": server.url, "token": agent_token(server, room, identity)}
     async with _playing(program, "join", options) as session:

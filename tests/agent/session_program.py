@@ -32,7 +32,7 @@ from livekit.agents import (
 from livekit.agents.inference.interruption import OverlappingSpeechEvent
 from livekit.agents.llm import ToolError
 from livekit.agents.voice.agent_session import SessionConnectOptions
-from livekit.agents.voice.room_io import RoomOptions
+from livekit.agents.voice.room_io import RoomOptions, TextOutputOptions
 
 from livekit_sse_gateway_agent import report
 from tests.agent.orders import Connection, carry_out, tell
@@ -127,9 +127,11 @@ class Played:
         fallback: bool = False,
         helper: bool = True,
         wrapped: bool = False,
+        timed: bool = False,
         **options: Any,
     ) -> None:
         self._tell, self._room, self._voice, self._helper = tell, room, voice, helper
+        self._text = TextOutputOptions(json_format=timed)
         self.models: dict[str, Any] = {}
         self._fallback = fallback
         self.loop = asyncio.get_running_loop()
@@ -193,7 +195,9 @@ class Played:
             report(self.session, adapters=self._adapters)
         for kind in SEEN:
             rtc.EventEmitter.on(self.session, kind, partial(self._saw, kind))
-        options = RoomOptions(audio_input=self._voice, audio_output=self._voice)
+        options = RoomOptions(
+            audio_input=self._voice, audio_output=self._voice, text_output=self._text
+        )
         await self.session.start(PlayedAgent("first"), room=self._room, room_options=options)
 
     async def obey(self, order: str, **options: Any) -> None:
