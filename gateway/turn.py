@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from gateway.transcripts import Folded
+
 ACCEPTED_WITHIN = 10.0
 """Seconds of an agent that has nothing else to do; it takes a text within some 30 ms of hearing it."""
 
@@ -80,7 +82,7 @@ class Turn:
         self._is_paused = False
         self._listens_since = now
         self._rests_since: float | None = None
-        self._streams: dict[str, list[str]] = {}
+        self._streams: dict[str, Folded] = {}
         self._open: set[str] = set()
         self._speeches: set[str] = set()
         self._has_speeches = False
@@ -144,7 +146,7 @@ class Turn:
 
     def result(self) -> dict[str, Any]:
         """What came of it, of which each part is null where nobody has told."""
-        streams = ["".join(pieces) for pieces in self._streams.values()]
+        streams = [stream.text for stream in self._streams.values()]
         return {
             "outcome": self.outcome,
             "text": "\n".join(filter(None, map(str.strip, self._messages or streams))),
@@ -202,12 +204,15 @@ class Turn:
             case "stream.opened":
                 shown = self._opened(event)
             case "stream.chunk":
-                if shown := event["stream_id"] in self._streams:
-                    text = event["text"]
-                    if self._keep(len(text)):
-                        self._streams[event["stream_id"]].append(text)
+                stream = self._streams.get(event["stream_id"])
+                shown = stream is not None
+                if stream is not None and self._keep(len(event["text"])):
+                    stream.add(event["text"], event["index"])
             case "stream.closed":
-                shown = event["stream_id"] in self._streams
+                stream = self._streams.get(event["stream_id"])
+                shown = stream is not None
+                if stream is not None:
+                    stream.end(complete=event["complete"])
                 self._open.discard(event["stream_id"])
             case "agent.agent_state_changed":
                 self._changed(event, now)
@@ -244,7 +249,7 @@ class Turn:
         at = event["timestamp"]
         if at < self._from_ms or (self._rests_since is not None and at > self._until_ms):
             return False
-        self._streams[event["stream_id"]] = []
+        self._streams[event["stream_id"]] = Folded()
         self._open.add(event["stream_id"])
         return True
 
@@ -360,8 +365,9 @@ class Turn:
             return
         if self._rests_since is None:
             self._rests_since = now
-        # Each message is a stream, or several.
-        if not self._open and len(self._streams) >= sum(map(bool, self._messages)):
+        # Each message is a stream, or several; of an agent that does not tell its messages, one is awaited.
+        expected = sum(map(bool, self._messages)) if self._tells else 1
+        if not self._open and len(self._streams) >= expected:
             self._end()
 
     def _is_at_rest(self) -> bool:
@@ -374,7 +380,7 @@ class Turn:
             self.outcome = Outcome.FAILED
         elif self._was_interrupted:
             self.outcome = Outcome.INTERRUPTED
-        elif self._messages or self._calls or any(self._streams.values()):
+        elif self._messages or self._calls or any(each.text for each in self._streams.values()):
             self.outcome = Outcome.COMPLETED
         else:
             self.outcome = Outcome.DID_NOT_ANSWER

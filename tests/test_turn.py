@@ -46,11 +46,16 @@ def _stream(kind: str, stream_id: str, at: float = 0.0, **members: Any) -> Event
     }
     if kind == "opened":
         told["timestamp"] = int((T + at) * 1000)
+    if kind == "closed":
+        told["complete"] = True
     return {**told, **members}
 
 
 def _text(stream_id: str, text: str, at: float) -> list[Event]:
-    chunks = [_stream("chunk", stream_id, text=word) for word in text.split(" ")]
+    chunks = [
+        _stream("chunk", stream_id, index=number, text=word)
+        for number, word in enumerate(text.split(" "))
+    ]
     return [_stream("opened", stream_id, at), *chunks, _stream("closed", stream_id)]
 
 

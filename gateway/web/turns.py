@@ -351,9 +351,15 @@ class _Answering:
             while (outcome := self._turn.outcome) is None:
                 self._changed.clear()
                 seq = await self._read(seq)
-                if not self._turn.is_over and seq == self._log.head.seq:
-                    if self._log.ended is not None:
-                        raise _BrokenOff(self._log.ended)
+                if self._turn.is_over:
+                    continue
+                if seq < self._log.head.seq:
+                    await asyncio.sleep(
+                        0
+                    )  # an agent that tells without end is not to be all that is heard
+                elif self._log.ended is not None:
+                    raise _BrokenOff(self._log.ended)
+                else:
                     await self._wait()
             return outcome
         finally:
@@ -422,7 +428,8 @@ def _failed(turn: Turn) -> GatewayError:
             )
         case Outcome.DID_NOT_ANSWER:
             return AgentDidNotAnswer(
-                f"The agent {turn.agent!r} showed no sign of having heard the text."
+                f"The agent {turn.agent!r} showed no sign of having heard the text: its session may have ended"
+                " when this participant left for good, or it listens to another."
             )
         case _:
             return TurnTimedOut("The agent did not take the text in the time of the request.")
