@@ -69,6 +69,8 @@ class Piece(NamedTuple):
     data: bytes
     ends_event: bool
     """Whether something else may be written after it."""
+    is_last: bool = False
+    """Whether it is known that there is no other behind it."""
 
 
 class Form(Protocol):
@@ -87,7 +89,7 @@ class Form(Protocol):
         """Says nothing, and moves the client's position."""
 
 
-_NOTHING = Piece(b"", ends_event=True)
+_NOTHING = Piece(b"", ends_event=True, is_last=True)
 
 
 class Deadline(NamedTuple):
@@ -198,6 +200,21 @@ class Pump:
             self._timer = loop.call_at(at, self._tend)
 
 
+class Cohort:
+    """Some of a channel's followers who have the same, and are written at once what is new to them.
+
+    There are several, so that who is written late in a round is written what has come during it, too: what comes
+    waits for one round at most, and not for the end of one and all of the next.
+    """
+
+    __slots__ = ("members", "read")
+
+    def __init__(self, read: int) -> None:
+        self.members: dict[Follower, None] = {}
+        self.read = read
+        """How many of the channel's entries they have been written."""
+
+
 class Channel:
     """The followers of the same topics of one log who are written the same bytes."""
 
@@ -219,14 +236,17 @@ class Channel:
         self.metrics = metrics
         self.wrote_at = 0.0
         """When those who have all were last written something."""
-        self.delivered = log.head.seq
-        """Up to here those who have all have all."""
         self._hurry = hurry
         self._emptied = emptied
         self._pending: list[Entry] = []
-        self._level: dict[Follower, None] = {}
+        """What some cohort has not been written yet."""
+        self._past = 0
+        """How many entries were there before."""
+        self._cohorts: list[Cohort] = []
+        self._level: dict[Follower, Cohort] = {}
         self._behind: dict[Follower, None] = {}
-        self._is_spreading = False
+        self._made: tuple[int, int, bytes, bytes] | None = None
+        """Of the entries from the one number to the other: what is written, as it is and framed."""
         self._beat = b""
         self._beat_seq = -1
         log.watch(self._on_entry, topics)
@@ -236,7 +256,7 @@ class Channel:
         self.hurry()
 
     def drop(self, follower: "Follower") -> None:
-        self._level.pop(follower, None)
+        self._leave_cohort(follower)
         self._behind.pop(follower, None)
         if not self._level and not self._behind:
             self.log.unwatch(self._on_entry, self.topics)
@@ -247,74 +267,120 @@ class Channel:
 
     def deliver(self, now: float) -> Iterator[None]:
         """Writes all that is new to those who have the rest, and the next piece to those who do not."""
-        new, self._pending = self._pending, []
-        self.delivered = self.log.head.seq
-        data = self.form.entries(new) if new and self._level else b""
-        if len(data) > READ_BYTES * len(self._level):
-            # More than what they would hold by reading on alone, if they took nothing of it.
-            for follower in tuple(self._level):
-                self.fall_behind(follower, new[0].seq - 1)
-        elif data:
-            self.wrote_at = now
-            self._is_spreading = True
-            try:
-                yield from self._spread(self.frame(data), new[0].seq - 1)
-            finally:
-                self._is_spreading = False
-            self.metrics.delivered(len(self._level), len(new), len(data), since=new[0].time)
+        writes = 0
+        for cohort in tuple(self._cohorts):
+            writes += self._write(cohort, now)
+            if writes >= TURN_WRITES:
+                writes = 0
+                yield
+        self._forget_written()
         yield from self._step(now)
         if self.log.ended is not None and not self._pending:
             final = self.form.event(self.log.ended)
             for follower in tuple(self._level):
                 follower.finish(final, self.log.ended.reason)
 
-    def fall_behind(self, follower: "Follower", seq: int) -> None:
-        """It has what comes before, and including, `seq`, and goes on from there by itself."""
-        if follower in self._level:
-            del self._level[follower]
+    def fall_behind(self, follower: "Follower") -> None:
+        """It goes on by itself from what it has."""
+        if (cohort := self._leave_cohort(follower)) is not None:
             self._behind[follower] = None
-            follower.seq = seq
+            follower.seq = self._seq(cohort)
 
     def has_passed(self, follower: "Follower") -> bool:
         """Whether the log has dropped what it lacks."""
         return follower in self._behind and not self.log.keeps_after(follower.seq)
 
     def heartbeat_of(self, follower: "Follower") -> bytes | None:
-        """Framed, and with where it stands if it has all; None while it is just being written something, or
-        lacks something."""
-        if self._is_spreading or follower not in self._level:
+        """Framed, and with where it stands if it has all that is for it; None while it lacks something."""
+        if (cohort := self._level.get(follower)) is None:
             return None
-        # What is new and not for them has passed them by.
-        seq = self._pending[0].seq - 1 if self._pending else self.log.head.seq
+        seq = self._seq(cohort)
         if seq != self._beat_seq:
             self._beat_seq = seq
             position = str(Position(self.log.epoch, seq))
             self._beat = self.frame(self.form.heartbeat(position))
         return self._beat
 
-    def _spread(self, data: bytes, before: int) -> Iterator[None]:
-        followers = iter(tuple(self._level))
+    def _seq(self, cohort: Cohort) -> int:
+        """Up to here its members have all. What is not for them has passed them by."""
+        read = cohort.read - self._past
+        return self._pending[read].seq - 1 if read < len(self._pending) else self.log.head.seq
+
+    def _leave_cohort(self, follower: "Follower") -> Cohort | None:
+        cohort = self._level.pop(follower, None)
+        if cohort is not None:
+            del cohort.members[follower]
+            if not cohort.members:
+                self._cohorts.remove(cohort)
+        return cohort
+
+    def _join_cohort(self, follower: "Follower", now: float) -> None:
+        """It has all that there is."""
+        cohort = min(self._cohorts, key=lambda each: len(each.members), default=None)
+        if cohort is None or len(cohort.members) >= TURN_WRITES:
+            cohort = Cohort(self._past + len(self._pending))
+            self._cohorts.append(cohort)
+        else:
+            self._write(cohort, now)
+            if not cohort.members:  # all of them have fallen behind by that, or are lost
+                self._cohorts.append(cohort)
+        cohort.members[follower] = None
+        self._level[follower] = cohort
+
+    def _write(self, cohort: Cohort, now: float) -> int:
+        """What is new to a cohort; how many of it have been written that."""
+        here = self._past + len(self._pending)
+        if cohort.read == here or not cohort.members:
+            return 0
+        if self._made is None or self._made[:2] != (cohort.read, here):
+            data = self.form.entries(self._pending[cohort.read - self._past :])
+            self._made = (cohort.read, here, data, self.frame(data) if data else b"")
+        _, _, data, framed = self._made
         try:
-            for number, follower in enumerate(followers, 1):
-                if follower not in self._level:
-                    pass  # it has left since
-                elif follower.is_blocked:
-                    self.fall_behind(follower, before)
+            if len(data) > READ_BYTES * len(cohort.members):
+                # More than what they would hold by reading on alone, if they took nothing of it.
+                for follower in tuple(cohort.members):
+                    self.fall_behind(follower)
+                self.hurry()
+            elif data:
+                self.wrote_at = now
+                self._spread(framed, cohort)
+                since = self._pending[cohort.read - self._past].time
+                self.metrics.delivered(
+                    len(cohort.members), here - cohort.read, len(data), since=since
+                )
+                return len(cohort.members)
+        finally:
+            cohort.read = here
+        return 0
+
+    def _spread(self, data: bytes, cohort: Cohort) -> None:
+        followers = iter(tuple(cohort.members))
+        try:
+            for follower in followers:
+                if follower.is_blocked:
+                    self.fall_behind(follower)
                 else:
                     follower.write(data)
-                if number % TURN_WRITES == 0:
-                    yield
         finally:
             # Only after an error are there any left, who have not been written this.
             for follower in followers:
-                self.fall_behind(follower, before)
+                self.fall_behind(follower)
                 self.hurry()
+
+    def _forget_written(self) -> None:
+        """What all cohorts have been written."""
+        most = self._past + len(self._pending)
+        past = min((cohort.read for cohort in self._cohorts), default=most)
+        del self._pending[: past - self._past]
+        self._past = past
+        self._made = None
 
     def _step(self, now: float) -> Iterator[None]:
         for number, follower in enumerate(tuple(self._behind), 1):
             if follower in self._behind and follower.step(now):
                 del self._behind[follower]
-                self._level[follower] = None
+                self._join_cohort(follower, now)
             if number % TURN_WRITES == 0:
                 yield
 
@@ -398,7 +464,7 @@ class Follower:
             if self._in_event or self.is_blocked:
                 # However slowly it takes the rest, and holds what the log has dropped, it is over then.
                 asyncio.get_running_loop().call_later(self._write_timeout, self._drop)
-            self._channel.fall_behind(self, self._channel.delivered)
+            self._channel.fall_behind(self)
             self._channel.hurry()
 
     def blocked(self) -> None:
@@ -427,7 +493,7 @@ class Follower:
             self.lost()
             return False
         try:
-            piece, ends_event = self._next_piece()
+            piece, ends_event, _ = self._next_piece()
         except Evicted:
             # Coming back with its last id, the client is told the gap.
             self.leave(ClosingReason.SLOW)
@@ -439,7 +505,7 @@ class Follower:
             self.write(self._channel.frame(piece))
         if self.over.done():
             return False
-        if self._pieces is None and self.seq == self._channel.delivered:
+        if self._pieces is None and self.seq == self._channel.log.head.seq:
             return True
         self._channel.hurry()
         return False
@@ -447,7 +513,7 @@ class Follower:
     def _next_piece(self) -> Piece:
         if self._pieces is not None:
             if (piece := next(self._pieces, None)) is not None:
-                return piece
+                return self._taken(piece)
             self._pieces = None
         read = self._channel.log.read(self.seq, self._channel.topics)
         self.seq = read.seq
@@ -455,7 +521,14 @@ class Follower:
             return _NOTHING
         self._channel.metrics.deliveries += len(read.entries)
         self._pieces = self._channel.form.pieces(read.entries)
-        return next(self._pieces, _NOTHING)
+        return self._taken(next(self._pieces, _NOTHING))
+
+    def _taken(self, piece: Piece) -> Piece:
+        """It has all then, if no more has come meanwhile: who had to look once more would never have, where
+        something comes all the time."""
+        if piece.is_last:
+            self._pieces = None
+        return piece
 
     def tend(self, now: float, heartbeat: float) -> float | None:
         """Does what is due; when to call next, None for never."""

@@ -65,7 +65,9 @@ class GatedRooms(MemoryRooms):
         return self._gated(await super().observe(room, topics, listener))
 
     def _gated(self, joined: MemoryRoom) -> GatedRoom:
-        gated = GatedRoom(*(getattr(joined, field.name) for field in fields(joined)))
+        made_of = (field.name for field in fields(joined) if field.init)
+        gated = GatedRoom(*(getattr(joined, name) for name in made_of))
+        gated.agents = joined.agents
         gated.gate, gated.taking = self.gate, self.taking
         joined.present[joined.identity] = gated
         return gated

@@ -184,4 +184,4 @@ def pieces(events: Iterable[Iterable[Part]]) -> Iterator[Piece]:
             size = 0
             yield Piece(data, ends_event=True)
     if pending:
-        yield Piece(b"".join(pending), ends_event=True)
+        yield Piece(b"".join(pending), ends_event=True, is_last=True)
