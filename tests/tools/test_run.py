@@ -20,7 +20,7 @@ import pytest
 from tests.polling import poll_until
 from tools.child_process import http_status
 from tools.livekit_server import start_livekit_server
-from tools.run import GATEWAY_PORT
+from tools.stack import GATEWAY_PORT
 
 START_SECONDS = 30.0
 """Two Python programs and a LiveKit server start, and three tokens are made, on a busy machine."""
