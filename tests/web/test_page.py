@@ -418,7 +418,7 @@ async def test_an_agent_s_answer_is_read_beside_its_state(
         await session.tell("close")
         await expect(state).to_have_text("agent: session closed")
         await expect(page.locator(".gap")).to_have_text(
-            "The agent closed its session: user_initiated."
+            "The agent: session closed, user_initiated."
         )
     await expect(page.locator("#agents .note")).to_have_text("session closed: user_initiated")
 
@@ -540,9 +540,7 @@ async def test_what_is_heard_is_corrected_in_place_and_a_gap_leaves_a_tool_unkno
         ("stream.opened", {**opened, "stream_id": "s2"}),
         ("stream.chunk", {**heard, "stream_id": "s2", "index": 0, "text": "How are you?"}),
         ("stream.closed", {**heard, "stream_id": "s2", "complete": True, "chunks": 1}),
-        # An agent that tells its state by its attribute alone.
         ("participant.connected", {**agent, "kind": "agent", "attributes": None}),
-        ("participant.attributes_changed", {**agent, "changed": {"lk.agent.state": "thinking"}}),
         (
             "agent.tool_execution_updated",
             {**agent, "update": {"type": "tool_call_started", "function_call": call}},
@@ -562,7 +560,7 @@ async def test_what_is_heard_is_corrected_in_place_and_a_gap_leaves_a_tool_unkno
     await _open(page, gateway, f"{gateway.token('alice', room)}&agent=1")
     await expect(page.locator("#notice")).to_contain_text("You were removed from the room.")
     await expect(page.locator(".text .body")).to_have_text(["How are you?"])
-    await expect(page.locator("#agents .note")).to_have_text(["thinking"])
+    await expect(page.locator("#agents .note")).to_have_text(["is here"])
     await expect(page.locator("#tools .note")).to_have_text(["not known to have ended"])
     await expect(page.locator("#errors .note")).to_have_text(["not recoverable"])
 

@@ -280,22 +280,17 @@ const HANDLERS = {
   "participant.disconnected"({ participant_identity, reason }) {
     if (agents.has(participant_identity)) endAgent(participant_identity, "left the room", reason);
   },
-  "participant.attributes_changed"({ participant_identity, changed }) {
-    const state = changed?.["lk.agent.state"];
-    const agent = agents.get(participant_identity);
-    if (state && agent && !agent.tells) showAgent(participant_identity, state);
-  },
   "agent.agent_state_changed"({ participant_identity, new_state }) {
     showAgent(participant_identity, new_state);
-    agents.get(participant_identity).tells = true; // in its own order, which its attribute is not in
   },
   "agent.user_state_changed"({ participant_identity, new_state }) {
     showAgent(participant_identity, undefined, new_state);
   },
-  "agent.close"({ participant_identity, reason, error, created_at }) {
-    endAgent(participant_identity, "session closed", reason);
-    if (error) showError(created_at, "bad", "Session closed", reason, error.message);
-    append($("texts"), element("li", "gap failure", `The agent closed its session: ${reason}.`));
+  "agent.close"({ participant_identity, reason, error, created_at, inferred }) {
+    const how = inferred ? "left the room" : "session closed";
+    endAgent(participant_identity, how, reason);
+    if (error) showError(created_at, "bad", how, reason, error.message);
+    append($("texts"), element("li", "gap failure", `The agent: ${[how, reason].filter(Boolean).join(", ")}.`));
   },
   "agent.tool_execution_updated"({ participant_identity, update }) {
     showTool(participant_identity, update ?? {});
@@ -320,6 +315,7 @@ const HANDLERS = {
 
 // No more is made of them than an entry among the events.
 const SHOWN_ONLY = [
+  "participant.attributes_changed",
   "agent.agent_false_interruption",
   "agent.amd_prediction",
   "agent.conversation_item_added",
@@ -425,20 +421,20 @@ function keep(map, key, entry) {
 
 let chosen = false; // whether somebody has said by hand that agents are to be shown, or not
 
-// Who is in the room already is not told by events.
+// Which agents are in the room already is not told by events.
 async function lookForAgents() {
   if (!target.agent && (chosen || target.topic !== CHAT)) return;
   const asked = target;
   const headers = { Authorization: `Bearer ${target.token}` };
-  const answer = await fetch(`rooms/${segment(target.room)}/participants`, { headers }).catch(() => null);
-  const there = answer?.ok ? (await answer.json()).participants.filter(({ kind }) => kind === "agent") : [];
+  const answer = await fetch(`rooms/${segment(target.room)}/agent`, { headers }).catch(() => null);
+  const there = answer?.ok ? (await answer.json()).agents : [];
   if (target !== asked || $("state").dataset.state !== "live") return;
   if (!target.agent && there.length) {
     $("agent").checked = true;
     showCurl();
     connect();
-  } else for (const { identity, attributes } of there) {
-    if (!agents.has(identity)) showAgent(identity, attributes?.["lk.agent.state"]);
+  } else for (const agent of there) {
+    if (!agents.has(agent.participant_identity)) showKnown(agent);
   }
 }
 
@@ -457,6 +453,12 @@ function showAgent(identity, state, userState) {
   agent.under.textContent = userState ? `user ${userState}` : agent.under.textContent;
   tell(agent, ["initializing", "thinking"].includes(agent.agentState) ? "busy" : "good", agent.agentState);
   showAgentState(agent.agentState);
+}
+
+function showKnown({ participant_identity, state, user_state, usage, close }) {
+  showAgent(participant_identity, state ?? undefined, user_state);
+  for (const one of usage?.model_usage ?? []) showUsage(participant_identity, one);
+  if (close) endAgent(participant_identity, "session closed", close.reason);
 }
 
 function endAgent(identity, how, reason) {
