@@ -111,8 +111,11 @@ def _start_agent(
 def _what_to_try(stack: Stack, agent: Agent) -> str:
     """One identity: an agent listens to the one who came first, and all that is here is to be heard."""
     token = make_token(stack.gateway, "alice")
+    agent_address = f"{stack.room_address}/agent"
+    text = ("-H", "Content-Type: text/plain", "-d", "What is the weather in Rome?")
     commands = {
-        "to see what the agent does": curl(token, "-N", f"{stack.room_address}/agent/events"),
+        "to see what the agent does": curl(token, "-N", f"{agent_address}/events"),
+        "to ask it, and read the answer": curl(token, "-N", f"{agent_address}/turns", *text),
     }
     return f"""
 {stack}

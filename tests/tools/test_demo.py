@@ -136,6 +136,14 @@ async def test_its_agent_answers_uses_tools_and_fails_on_demand_and_sigterm_ends
             await alice.say("Are you back?")
             await alice.answer("You said: Are you back?")
 
+            ask = the_line(text, f"curl -N http://127.0.0.1:{unused_port}/rooms/demo/agent/turns")
+            async with asyncio.timeout(DEADLINE), pasted(ask) as answered:
+                *_, completed = (await answered.read()).decode().split("event: ")
+            event, _, data = completed.partition("\ndata: ")
+            turn = json.loads(data)
+            assert (event, turn["outcome"]) == ("agent.turn_completed", "completed")
+            assert turn["text"].strip() == "It is sunny in Rome, with 21 °C."
+
             running.process.send_signal(signal.SIGTERM)
             await alice.until("agent.close")
             await alice.until("gateway.closing")
