@@ -6,11 +6,11 @@ VENV := .venv
 # the lock, or the lock without making it younger than the environment.
 STAMP := $(VENV)/.installed-$(shell cksum < requirements-dev.txt | cut -d ' ' -f 1)
 COMPILE := $(VENV)/bin/uv pip compile --quiet --universal --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11
-SOURCES := $(wildcard gateway tests tools benchmarks clients/agent/livekit_sse_gateway_agent)
+SOURCES := $(wildcard gateway tests tools examples benchmarks clients/agent/livekit_sse_gateway_agent)
 TEST_PROGRAMS := caddy chromium curl haproxy nginx npm openssl redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold bench-delivery lock clean
+.PHONY: help install run demo test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold bench-delivery lock clean
 
 help:       ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -19,6 +19,9 @@ install: $(STAMP)  ## make .venv with everything in requirements-dev.txt (PYTHON
 
 run: install  ## start a LiveKit server (unless LIVEKIT_URL is set) and the gateway, and show what to try
 	@$(VENV)/bin/python -m tools.run $(ARGS)
+
+demo: install  ## the same, with an agent to chat with, whose doings are shown live
+	@$(VENV)/bin/python -m tools.demo $(ARGS)
 
 test: install  ## run all tests (ARGS="-k name -x" is passed to pytest)
 	$(VENV)/bin/python -m pytest $(ARGS)

@@ -24,7 +24,6 @@ from playwright.async_api import Browser
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.memory import MemoryRooms
 from gateway.settings import Settings
-from tests.agent.environment import AgentEnvironmentFailed, agent_python as find_agent_python
 from tests.agent.played_session import (
     SESSION_PROGRAM,
     PlayedSession,
@@ -44,6 +43,7 @@ from tests.browser.npm import LIVEKIT_CLIENT, TUS_CLIENT, ScriptNotFound
 from tests.browser.participant import BrowserParticipant, browser_participant as in_browser
 from tests.programs import find_program
 from tests.running_gateway import RunningGateway, livekit_token, running
+from tools.agent_environment import AgentEnvironmentFailed, agent_python as find_agent_python
 from tools.livekit_server import (
     LiveKitServer,
     LiveKitServerError,

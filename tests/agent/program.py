@@ -1,6 +1,6 @@
 """The tests' agents, by LiveKit Agents itself: only the model is ours, and it asks no network.
 
-Run by the Python of an environment of its own (environment.py) and steered over a socket: each
+Run by the Python of an environment of its own (tools/agent_environment.py) and steered over a socket: each
 connection is one agent in a room or one worker, begins with a line that says which, and when it ends,
 so does what it stands for. running_agent.py is the other end.
 """

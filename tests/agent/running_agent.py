@@ -14,14 +14,11 @@ from typing import Any, Self
 from livekit import api
 
 from tests.agent.orders import LINE_BYTES
+from tools.agent_environment import HELPER, ROOT, agent_environ
 from tools.child_process import ChildEnded, ChildNotReady, ChildProcess, last_lines
 from tools.livekit_server import LiveKitServer
 
 PROGRAM = Path(__file__).with_name("program.py")
-
-ROOT = Path(__file__).parents[2]
-
-HELPER = ROOT / "clients" / "agent"
 
 START_SECONDS = 60.0
 """LiveKit Agents is imported within two seconds; the first time, from a cold disk, in many more."""
@@ -45,7 +42,7 @@ class AgentProgram:
         self._port_file = folder / "port"
         with self.log.open("wb") as output:
             command: list[str | Path] = [python, "-u", program, self._port_file]
-            self._child = ChildProcess(command, env=_clean_env(), output=output)
+            self._child = ChildProcess(command, env=_env(), output=output)
         try:
             self._child.wait_or_kill(self._port_file.exists, within=START_SECONDS)
         except (ChildEnded, ChildNotReady) as error:
@@ -211,7 +208,6 @@ def agent_token(server: LiveKitServer, room: str, identity: str) -> str:
     )
 
 
-def _clean_env() -> dict[str, str]:
-    """Without what LiveKit Agents would read as settings: a person's own project, above all."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith("LIVEKIT_")}
-    return env | {"PYTHONPATH": f"{ROOT}{os.pathsep}{HELPER}"}
+def _env() -> dict[str, str]:
+    """The program imports what is beside it, too."""
+    return agent_environ(os.environ, PYTHONPATH=f"{ROOT}{os.pathsep}{HELPER}")

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.agent.played_session import PlayedSession, Seen
-from tests.agent.running_agent import HELPER
 from tests.agent.session_wire import Sent, SessionWire
 from tests.conftest import Play, WireIn
+from tools.agent_environment import HELPER
 
 FULLER = {
     "user_input_transcribed",

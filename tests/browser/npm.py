@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cached_folder import cached_folder
+from tools.cached_folder import cached_folder
 
 DOWNLOAD_SECONDS = 120.0
 """3 MB."""

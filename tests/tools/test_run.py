@@ -3,99 +3,32 @@
 import asyncio
 import os
 import re
-import shlex
 import signal
 import socket
-import sys
-from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import jwt
 import pytest
 
 from tests.polling import poll_until
+from tests.tools.running_tool import (
+    DEADLINE,
+    START_SECONDS,
+    a_child_of,
+    bearer,
+    identity,
+    pasted,
+    port_of,
+    running_tool,
+    the_line,
+)
 from tools.child_process import http_status
 from tools.livekit_server import start_livekit_server
-from tools.run import GATEWAY_PORT
+from tools.stack import GATEWAY_PORT
 
-START_SECONDS = 30.0
-"""Two Python programs and a LiveKit server start, and three tokens are made, on a busy machine."""
-
-DEADLINE = 10.0
-"""For everything after the start; all of it takes milliseconds, a stop with open streams some more."""
-
-
-@dataclass(frozen=True, slots=True)
-class Running:
-    process: Process
-
-    async def ready(self) -> str:
-        """What it prints once everything runs."""
-        assert self.process.stdout is not None
-        async with asyncio.timeout(START_SECONDS):
-            return (await self.process.stdout.readuntil(b"Ctrl-C ends everything.\n")).decode()
-
-    async def end(self) -> tuple[int, str]:
-        """Its exit code and log. The gateway writes that log too, so its end is the gateway's end."""
-        async with asyncio.timeout(DEADLINE):
-            _, log = await self.process.communicate()
-        assert "Traceback" not in log.decode()
-        assert self.process.returncode is not None
-        return self.process.returncode, log.decode()
-
-
-@asynccontextmanager
-async def run(**settings: str) -> AsyncIterator[Running]:
-    others = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("GATEWAY_", "LIVEKIT_")) or name == "LIVEKIT_SERVER_BIN"
-    }
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tools.run"), env=others | settings, stdout=PIPE, stderr=PIPE
-    )
-    try:
-        yield Running(process)
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-
-
-@asynccontextmanager
-async def pasted(command: str) -> AsyncIterator[asyncio.StreamReader]:
-    """What a command prints that is pasted into a terminal."""
-    process = await asyncio.create_subprocess_exec("bash", "-c", command, stdout=PIPE, stderr=PIPE)
-    assert process.stdout is not None
-    try:
-        yield process.stdout
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
-
-
-def the_line(text: str, start: str) -> str:
-    return next(line.strip() for line in text.splitlines() if line.strip().startswith(start))
-
-
-def bearer(command: str) -> str:
-    return next(part for part in shlex.split(command) if "Bearer " in part).split()[-1]
-
-
-def identity(token: str) -> str:
-    sub: str = jwt.decode(token, options={"verify_signature": False})["sub"]
-    return sub
-
-
-def port_of(text: str, pattern: str) -> int:
-    found = re.search(pattern + r":(\d+)", text)
-    assert found is not None
-    return int(found[1])
+run = partial(running_tool, "tools.run")
 
 
 @pytest.mark.usefixtures("livekit_binary")
@@ -176,15 +109,6 @@ async def test_when_the_gateway_ends_by_itself_so_does_the_livekit_server(unused
     assert exit_code == 1
     assert "The gateway ended by itself (exit code -9). Its log is above." in log
     assert http_status("127.0.0.1", port_of(text, "LiveKit at ws://127.0.0.1"), "/") is None
-
-
-async def a_child_of(parent: int, what: str) -> int:
-    async with asyncio.timeout(DEADLINE), pasted("ps -eo pid=,ppid=,args=") as listing:
-        for line in (await listing.read()).decode().splitlines():
-            pid, ppid, command = line.split(maxsplit=2)
-            if int(ppid) == parent and command.endswith(what):
-                return int(pid)
-    raise AssertionError(f"no {what}")
 
 
 async def test_ctrl_c_while_it_starts_is_no_error(tmp_path: Path) -> None:

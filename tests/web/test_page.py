@@ -17,6 +17,10 @@ from playwright.async_api import (
     expect,
 )
 
+from gateway.agent_session import helper
+from gateway.agent_session.decoding import DECODERS
+from gateway.web.operations import PAGE
+from tests.conftest import Play
 from tests.running_gateway import DEADLINE, RunningGateway
 
 pytestmark = pytest.mark.needs("chromium")
@@ -56,6 +60,11 @@ async def _open(page: Page, gateway: RunningGateway, token: str) -> None:
 async def _live(page: Page, gateway: RunningGateway, room: str, **grants: Any) -> None:
     """Opens the page as alice, until it reads."""
     await _open(page, gateway, gateway.token("alice", room, **grants))
+    await expect(page.locator("#state")).to_have_text("live")
+
+
+async def _live_with_agent(page: Page, gateway: RunningGateway, room: str) -> None:
+    await _open(page, gateway, f"{gateway.token('alice', room)}&agent=1")
     await expect(page.locator("#state")).to_have_text("live")
 
 
@@ -361,12 +370,16 @@ async def test_disconnecting_and_coming_back_misses_and_repeats_nothing(
 async def test_the_list_follows_its_end_unless_one_has_scrolled_up(
     page: Page, gateway: RunningGateway, room: str
 ) -> None:
-    at_end = "list => list.scrollTop + list.clientHeight >= list.scrollHeight - 1"
+    at_end = """list => new Promise(done => {
+        const look = () => list.scrollTop + list.clientHeight >= list.scrollHeight - 1 ? done() : requestAnimationFrame(look);
+        look();
+    })"""
     await _live(page, gateway, room)
     texts = page.get_by_role("log")
     await gateway.post(room, "bob", "\n".join(map(str, range(100))))
     await expect(page.locator(".text")).to_have_count(1)
-    await page.wait_for_function(f"({at_end})(document.getElementById('texts'))")
+    async with asyncio.timeout(DEADLINE):
+        await texts.evaluate(at_end)
     # When the browser has told of the scrolling, the page knows.
     await texts.evaluate(
         "list => new Promise(done => { list.addEventListener('scroll', done); list.scrollTop = 0; })"
@@ -376,3 +389,183 @@ async def test_the_list_follows_its_end_unless_one_has_scrolled_up(
     # Following happens in the next frame; in the one after it would be seen.
     frames = "list => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(list.scrollTop))))"
     assert await texts.evaluate(frames) == 0
+
+
+# Agents
+
+
+async def test_an_agent_s_answer_is_read_beside_its_state(
+    page: Page, gateway: RunningGateway, room: str, play: Play
+) -> None:
+    await _live_with_agent(page, gateway, room)
+    state = page.locator("#agent-state")
+    await expect(state).to_have_text("no agent yet")
+    async with play(room) as session:
+        await expect(state).to_have_text("agent: listening")
+        await session.tell("hold")
+        await _send(page, "hello there")
+        answer = page.locator(".text:not(.own)")
+        await expect(answer.locator(".body")).to_have_text("You ")
+        await expect(answer).to_contain_text("still being written")
+        await expect(state).to_have_text("agent: speaking")
+        await session.tell("release")
+        await expect(answer.locator(".body")).to_have_text("You said: hello there ")
+        await expect(state).to_have_text("agent: listening")
+        await expect(page.locator("#agents")).to_have_text("agentlisteninguser listening")
+        await expect(page.locator(".text.own .body")).to_have_text(["hello there"])
+        await expect(page.locator("#answer")).to_have_text("Accepted; 1 listener.")
+
+        await session.tell("close")
+        await expect(state).to_have_text("agent: session closed")
+        await expect(page.locator(".gap")).to_have_text(
+            "The agent: session closed, user_initiated."
+        )
+    await expect(page.locator("#agents .note")).to_have_text("session closed: user_initiated")
+
+
+async def test_an_agent_s_tools_and_the_usage_of_its_model_are_seen(
+    page: Page, gateway: RunningGateway, room: str, play: Play
+) -> None:
+    await _live_with_agent(page, gateway, room)
+    tools = page.locator("#tools > li")
+    async with play(room) as session:
+        await session.script(
+            "llm",
+            {"calls": [{"name": "look_up", "query": HOSTILE}]},
+            {"text": "done"},
+            {"calls": [{"name": "fail"}]},
+            {"text": "failed"},
+            {"calls": [{"name": "search_long", "query": "cats"}]},
+        )
+        await _send(page, "look it up")
+        await expect(tools.locator(".note")).to_have_text(["done"])
+        await expect(tools.locator("b")).to_have_text(f"look_up {json.dumps({'query': HOSTILE})}")
+        await expect(tools.locator(".result")).to_have_text(f"found {HOSTILE}")
+        assert await page.locator("main img, main script").count() == 0
+        await expect(page.locator("#models")).to_have_text(
+            "llm scripted22 input tokens · 14 output tokens"
+        )
+
+        await _send(page, "fail")
+        await expect(tools.locator(".note")).to_have_text(["failed", "done"])
+        await expect(tools.first.locator(".result")).to_have_text("it does not work")
+
+        await _send(page, "search for long")
+        await expect(tools.first.locator(".result")).to_have_text(
+            ["searching cats", "found cats in the end"]
+        )
+        await expect(tools.locator(".note")).to_have_text(["done", "failed", "done"])
+
+    await page.reload()
+    await expect(tools.locator(".note")).to_have_text(["done", "failed", "done"])
+
+
+async def test_an_agent_s_errors_and_models_that_go_and_come_back_are_seen(
+    page: Page, gateway: RunningGateway, room: str, play: Play
+) -> None:
+    await _live_with_agent(page, gateway, room)
+    broken = {"error": {"status_code": 503, "body": {"secret": "of the provider"}}}
+    models, errors = page.locator("#models > li"), page.locator("#errors > li")
+    async with play(room, fallback=True) as session:
+        # The request, and the question whether it is well again.
+        await session.script("llm", broken, broken)
+        await _send(page, "who answers?")
+        await expect(page.locator(".text:not(.own) .body")).to_have_text("You said: who answers? ")
+        await expect(models.filter(has_text="llm scripted").locator(".note")).to_have_text(
+            "out of order"
+        )
+        await expect(errors.locator(".note")).to_have_text(["out of order"])
+        await _send(page, "and now?")
+        await expect(errors.locator(".note")).to_have_text(["available again", "out of order"])
+
+        await session.script("llm", *[broken] * 4)
+        await session.script("llm-2", *[broken] * 4)
+        await _send(page, "nobody answers")
+        failure = errors.filter(has=page.get_by_text("not recoverable", exact=True))
+        await expect(failure).to_contain_text("llm_error of llm")
+        await expect(failure).to_contain_text("all LLMs failed")
+        await expect(errors.get_by_text("recoverable", exact=True)).to_have_count(1)
+        await expect(page.locator(".gap")).to_contain_text("The agent could not answer: all LLMs")
+    assert "of the provider" not in await page.content()
+
+
+async def test_an_agent_that_is_there_already_is_found(
+    page: Page, gateway: RunningGateway, room: str, play: Play
+) -> None:
+    async with play(room):
+        await _live(page, gateway, room)
+        await expect(page.locator("#agent")).to_be_checked()
+        await expect(page.locator("#agent-state")).to_have_text("agent: listening")
+        await page.get_by_text("The same with curl").click()
+        asked = f"/rooms/{room}/events?topic=lk.chat&topic=lk.transcription&agent=1&participants=1"
+        await expect(page.locator("#curl-read")).to_contain_text(f"'{gateway.url}{asked}'")
+
+        await page.locator("#agent").uncheck()
+        await expect(page.locator("#doings")).to_be_hidden()
+        await expect(page.locator("#agent-state")).to_be_hidden()
+        await _send(page, "is it gone?")
+        await expect(page.locator(".text.own .body")).to_have_text("is it gone?")
+        await expect(page.locator("#agent")).not_to_be_checked()
+
+
+async def test_on_a_narrow_page_what_the_agent_does_is_a_view_of_its_own(
+    page: Page, gateway: RunningGateway, room: str
+) -> None:
+    await page.set_viewport_size({"width": 390, "height": 844})
+    await _live_with_agent(page, gateway, room)
+    texts, doings = page.locator("#texts"), page.locator("#doings")
+    await expect(doings).to_be_hidden()
+    await page.get_by_role("radio", name="Agent").check()
+    await expect(doings).to_be_visible()
+    await expect(texts).to_be_hidden()
+    assert await page.evaluate("document.documentElement.scrollWidth") == 390
+    await page.set_viewport_size({"width": 1280, "height": 800})
+    await expect(doings).to_be_visible()
+    await expect(texts).to_be_attached()
+    await expect(page.get_by_role("radio", name="Agent")).to_be_hidden()
+
+
+async def test_what_is_heard_is_corrected_in_place_and_a_gap_leaves_a_tool_unknown(
+    page: Page, gateway: RunningGateway, room: str
+) -> None:
+    agent = {"participant_identity": "agent", "created_at": 1.0}
+    heard = {"topic": "lk.transcription", "participant_identity": "alice"}
+    opened = {**heard, "timestamp": 1_000, "attributes": {"lk.segment_id": "SG_1"}, "local": False}
+    call = {"call_id": "c", "name": "look_up", "arguments": "{}"}
+    body = _events(
+        ("gateway.opened", {"presence": "participant", "identity": "alice", "position": "a-1"}),
+        ("stream.opened", {**opened, "stream_id": "s1"}),
+        ("stream.chunk", {**heard, "stream_id": "s1", "index": 0, "text": "how are"}),
+        ("stream.closed", {**heard, "stream_id": "s1", "complete": True, "chunks": 1}),
+        ("stream.opened", {**opened, "stream_id": "s2"}),
+        ("stream.chunk", {**heard, "stream_id": "s2", "index": 0, "text": "How are you?"}),
+        ("stream.closed", {**heard, "stream_id": "s2", "complete": True, "chunks": 1}),
+        ("participant.connected", {**agent, "kind": "agent", "attributes": None}),
+        (
+            "agent.tool_execution_updated",
+            {**agent, "update": {"type": "tool_call_started", "function_call": call}},
+        ),
+        # What an agent may leave out.
+        ("agent.tool_execution_updated", {**agent, "update": None}),
+        ("agent.session_usage_updated", {**agent, "usage": None}),
+        ("agent.error", {**agent, "error": None, "source": None}),
+        ("gateway.gap", {"reason": "unknown", "from": "a-1", "to": "b-2"}),
+        ("gateway.closing", {"reason": "removed", "reconnect": False}),
+    )
+
+    async def fulfill(route: Route) -> None:
+        await route.fulfill(body=body, headers={"Content-Type": "text/event-stream"})
+
+    await page.route("**/events?*", fulfill)
+    await _open(page, gateway, f"{gateway.token('alice', room)}&agent=1")
+    await expect(page.locator("#notice")).to_contain_text("You were removed from the room.")
+    await expect(page.locator(".text .body")).to_have_text(["How are you?"])
+    await expect(page.locator("#agents .note")).to_have_text(["is here"])
+    await expect(page.locator("#tools .note")).to_have_text(["not known to have ended"])
+    await expect(page.locator("#errors .note")).to_have_text(["not recoverable"])
+
+
+def test_no_event_of_agents_is_passed_over() -> None:
+    script = (PAGE / "page.js").read_text()
+    names = {*DECODERS, *helper.ONLY, *helper.FULLER}
+    assert [name for name in sorted(names) if f'"agent.{name}"' not in script] == []
