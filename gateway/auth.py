@@ -9,8 +9,8 @@ import base64
 import hashlib
 import hmac
 import json
+import sys
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +92,7 @@ class TokenVerifier:
     ) -> None:
         self._secrets = dict(secrets_by_key)
         self._now = now
-        self._verified: OrderedDict[str, Caller] = OrderedDict()
+        self._verified: dict[str, Caller] = {}
 
     def verify(self, token: str) -> Caller:
         """The caller, or TokenInvalid, TokenExpired, TokenNotStandard, MissingGrant with what is wrong."""
@@ -101,7 +101,7 @@ class TokenVerifier:
             caller = _caller(token, self._claims(token))
             self._verified[token] = caller
             if len(self._verified) > CACHED_TOKENS:
-                self._verified.popitem(last=False)
+                del self._verified[next(iter(self._verified))]
         if self._now() >= caller.expires_at:
             self._verified.pop(token, None)
             raise TokenExpired("The token has expired; get a new one from your back end.")
@@ -203,15 +203,16 @@ def _caller(token: str, claims: Mapping[str, Any]) -> Caller:
         raise MissingGrant("The token names no room: its 'room' is missing or empty.")
     can_publish = _grant(grants, "canPublish", default=True)
     return Caller(
-        identity=identity,
-        room=room,
+        # Most tokens of a room are alike, and there may be thousands of them.
+        identity=sys.intern(identity),
+        room=sys.intern(room),
         can_publish_data=_grant(grants, "canPublishData", default=can_publish),
         can_subscribe=_grant(grants, "canSubscribe", default=True),
         hidden=_grant(grants, "hidden"),
         expires_at=expires + LEEWAY,
         room_admin=_grant(grants, "roomAdmin"),
         names_agents=_names_agents(claims.get("roomConfig")),
-        grants=_written(grants, can_publish),
+        grants=sys.intern(_written(grants, can_publish)),
         issued_at=_issued_at(claims),
         token=token,
     )

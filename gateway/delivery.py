@@ -6,12 +6,10 @@ waits: there is no task for each follower and none for each event.
 """
 
 import asyncio
-import heapq
 import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
 from typing import NamedTuple, Protocol
 
 from gateway.event_log import READ_BYTES, Entry, EventLog, Evicted, Position
@@ -108,8 +106,9 @@ class Pump:
         self._channels: dict[tuple[EventLog, frozenset[str], Form, object], Channel] = {}
         self._hurried: OrderedDict[Channel, None] = OrderedDict()
         self._turns: Iterator[None] | None = None
-        self._due: list[tuple[float, int, Follower]] = []
-        self._numbers = count()
+        self._tick = min(heartbeat * TEND_TOGETHER, TEND_LATE)
+        self._due: dict[int, list[Follower]] = {}
+        """Who is to be tended, by the tick at which."""
         self._timer: asyncio.TimerHandle | None = None
 
     def follow(
@@ -173,31 +172,38 @@ class Pump:
             yield  # what is written goes out, and what is taken becomes known
 
     def _tend_at(self, at: float, follower: "Follower") -> None:
-        heapq.heappush(self._due, (at, next(self._numbers), follower))
-        if self._timer is None or at < self._timer.when():
+        tick = int(at / self._tick) + 1
+        together = self._due.get(tick)
+        if together is not None:
+            together.append(follower)
+            return
+        self._due[tick] = [follower]
+        if self._timer is None or tick * self._tick < self._timer.when():
             self._set_timer()
 
     def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
         self._timer = None
-        while self._due and self._due[0][0] <= now:
-            _, number, follower = self._due[0]
-            at = follower.tend(now, self._heartbeat)
-            if at is None:
-                heapq.heappop(self._due)
-            else:
-                heapq.heapreplace(self._due, (at, number, follower))
-        self._set_timer()
+        tick = min(self._due)
+        due = self._due[tick]
+        try:
+            for _ in range(min(TURN_WRITES, len(due))):
+                follower = due.pop()
+                at = follower.tend(now, self._heartbeat)
+                if at is not None:
+                    self._tend_at(at, follower)
+        finally:
+            if not due:
+                del self._due[tick]
+            self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
         if self._due:
-            loop = asyncio.get_running_loop()
-            late = min(self._heartbeat * TEND_TOGETHER, TEND_LATE)
-            at = max(self._due[0][0], loop.time() + late)
-            self._timer = loop.call_at(at, self._tend)
+            at = min(self._due) * self._tick
+            self._timer = asyncio.get_running_loop().call_at(at, self._tend)
 
 
 class Cohort:
@@ -243,7 +249,6 @@ class Channel:
         self._past = 0
         """How many entries were there before."""
         self._cohorts: list[Cohort] = []
-        self._level: dict[Follower, Cohort] = {}
         self._behind: dict[Follower, None] = {}
         self._made: tuple[int, int, bytes, bytes] | None = None
         """Of the entries from the one number to the other: what is written, as it is and framed."""
@@ -258,7 +263,7 @@ class Channel:
     def drop(self, follower: "Follower") -> None:
         self._leave_cohort(follower)
         self._behind.pop(follower, None)
-        if not self._level and not self._behind:
+        if not self._cohorts and not self._behind:
             self.log.unwatch(self._on_entry, self.topics)
             self._emptied()
 
@@ -277,7 +282,7 @@ class Channel:
         yield from self._step(now)
         if self.log.ended is not None and not self._pending:
             final = self.form.event(self.log.ended)
-            for follower in tuple(self._level):
+            for follower in [each for cohort in self._cohorts for each in cohort.members]:
                 follower.finish(final, self.log.ended.reason)
 
     def fall_behind(self, follower: "Follower") -> None:
@@ -292,7 +297,7 @@ class Channel:
 
     def heartbeat_of(self, follower: "Follower") -> bytes | None:
         """Framed, and with where it stands if it has all that is for it; None while it lacks something."""
-        if (cohort := self._level.get(follower)) is None:
+        if (cohort := follower.cohort) is None:
             return None
         seq = self._seq(cohort)
         if seq != self._beat_seq:
@@ -307,7 +312,7 @@ class Channel:
         return self._pending[read].seq - 1 if read < len(self._pending) else self.log.head.seq
 
     def _leave_cohort(self, follower: "Follower") -> Cohort | None:
-        cohort = self._level.pop(follower, None)
+        cohort, follower.cohort = follower.cohort, None
         if cohort is not None:
             del cohort.members[follower]
             if not cohort.members:
@@ -325,7 +330,7 @@ class Channel:
             if not cohort.members:  # all of them have fallen behind by that, or are lost
                 self._cohorts.append(cohort)
         cohort.members[follower] = None
-        self._level[follower] = cohort
+        follower.cohort = cohort
 
     def _write(self, cohort: Cohort, now: float) -> int:
         """What is new to a cohort; how many of it have been written that."""
@@ -395,7 +400,8 @@ class Follower:
 
     __slots__ = (
         "_channel",
-        "_deadline",
+        "_expired",
+        "_expires",
         "_final",
         "_in_event",
         "_outlet",
@@ -405,6 +411,7 @@ class Follower:
         "_unsent",
         "_write_timeout",
         "_wrote_at",
+        "cohort",
         "over",
         "seq",
     )
@@ -422,12 +429,15 @@ class Follower:
         """Done when nothing more will be written."""
         self.seq = seq
         """What it has, while it lacks something."""
+        self.cohort: Cohort | None = None
+        """With whom it has all there is for them; None while it lacks something."""
         self._channel = channel
         self._outlet = outlet
         self._pieces: Iterator[Piece] | None = beginning
         """What has been read, or begun with."""
         self._in_event = False
-        self._deadline = deadline
+        self._expires = deadline.at
+        self._expired = deadline.reason
         self._final: bytes | None = None
         self._reason = CLIENT_GONE
         self._wrote_at = 0.0
@@ -534,8 +544,8 @@ class Follower:
         """Does what is due; when to call next, None for never."""
         if self.over.done() or self._final is not None:
             return None
-        if now >= self._deadline.at:
-            self.leave(self._deadline.reason)
+        if now >= self._expires:
+            self.leave(self._expired)
             return None
         if self._wrote_at and self._channel.has_passed(self):  # its beginning comes first
             self.leave(ClosingReason.SLOW)
@@ -547,7 +557,7 @@ class Follower:
             if beat is not None and not self.is_blocked:
                 self._wrote_at = now
                 self.write(beat)
-        return min(due, self._deadline.at)
+        return min(due, self._expires)
 
     def _look_later(self, looks: int) -> None:
         self._unsent = self._outlet.unsent()

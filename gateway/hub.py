@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import partial
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from gateway.auth import Caller
@@ -111,11 +110,16 @@ class Hold(Generic[C]):
     """A connection in use, as a context or until it is released. An event stream has one for hours: it is
     small."""
 
-    __slots__ = ("_release", "connection")
+    __slots__ = ("_hub", "_slot", "_watching")
 
-    def __init__(self, connection: C, release: Callable[[], None]) -> None:
-        self.connection = connection
-        self._release: Callable[[], None] | None = release
+    def __init__(self, hub: "Hub", slot: _Slot[C]) -> None:
+        self._hub: Hub | None = hub
+        self._slot = slot
+        self._watching: asyncio.Task[None] | None = None
+
+    @property
+    def connection(self) -> C:
+        return self._slot.connection
 
     def __enter__(self) -> C:
         return self.connection
@@ -123,10 +127,16 @@ class Hold(Generic[C]):
     def __exit__(self, *_: object) -> None:
         self.release()
 
+    def release_with(self, watching: "asyncio.Task[None]") -> None:
+        """It is ended with this."""
+        self._watching = watching
+
     def release(self) -> None:
-        if self._release is not None:
-            release, self._release = self._release, None
-            release()
+        if self._hub is not None:
+            hub, self._hub = self._hub, None
+            if self._watching is not None:
+                self._watching.cancel()
+            hub.release(self._slot)
 
 
 @dataclass(slots=True)
@@ -191,9 +201,9 @@ class Hub:
             slot.connection.renew(caller)
             await slot.connection.settled()
         except BaseException:
-            self._release(slot)
+            self.release(slot)
             raise
-        return Hold(slot.connection, partial(self._release, slot))
+        return Hold(self, slot)
 
     @asynccontextmanager
     async def observer(self, room: str) -> AsyncIterator[Observer]:
@@ -206,7 +216,7 @@ class Hub:
 
     async def _hold_observer(self, room: str) -> "Hold[Observer]":
         slot = await self._acquire(Key(room, None), lambda: self._new_observer(room))
-        return Hold(slot.connection, partial(self._release, slot))
+        return Hold(self, slot)
 
     async def hold_unseen(self, caller: Caller, on_absent: Callable[[], None]) -> "Hold[Observer]":
         """The room's observer. `on_absent` is called when this caller may not read there any more: by having
@@ -223,15 +233,10 @@ class Hub:
         except BaseException:
             hold.release()
             raise
-        if not by_presence:
-            return hold
-        watching = asyncio.create_task(self._watch_presence(caller, hold.connection, on_absent))
-
-        def release() -> None:
-            watching.cancel()
-            hold.release()
-
-        return Hold(hold.connection, release)
+        if by_presence:
+            watching = self._watch_presence(caller, hold.connection, on_absent)
+            hold.release_with(asyncio.create_task(watching))
+        return hold
 
     async def _watch_presence(
         self, caller: Caller, observer: Observer, on_absent: Callable[[], None]
@@ -457,7 +462,7 @@ class Hub:
                 await asyncio.wait({slot.started})
             slot.started.result()
         except BaseException:
-            self._release(slot)
+            self.release(slot)
             raise
         return slot
 
@@ -521,7 +526,8 @@ class Hub:
         if self._slots:
             self._sweep_later()
 
-    def _release(self, slot: _Slot[Any]) -> None:
+    def release(self, slot: _Slot[Any]) -> None:
+        """A request less holds it."""
         slot.users -= 1
         held = self._slots.get(slot.key) is slot
         if slot.users == 0 and held and slot.leaving is None:

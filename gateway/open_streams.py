@@ -27,11 +27,11 @@ class OpenStreams:
     @contextmanager
     def one_more(self, identity: str) -> Iterator[None]:
         """Counted while the context lasts. Raises TooManyOpenStreams."""
-        give_back = self._quota.take(identity)
+        self._quota.take(identity)
         try:
             yield
         finally:
-            give_back()
+            self._quota.give_back(identity)
 
     def with_id(self, room: str, stream_id: str | None) -> AbstractContextManager[None]:
         """The id is taken while the context lasts: receivers drop a stream whose id is open already.

@@ -1,8 +1,6 @@
 """How many of something there may be: of one identity, so that nobody has them all, and altogether."""
 
 from collections import Counter
-from collections.abc import Callable
-from functools import partial
 
 from gateway.errors import GatewayError
 
@@ -21,8 +19,8 @@ class Quota:
         """By all."""
         self._of: Counter[str] = Counter()
 
-    def take(self, identity: str) -> Callable[[], None]:
-        """One more; to be called once when it is over. Raises the error."""
+    def take(self, identity: str) -> None:
+        """One more; `give_back` when it is over. Raises the error."""
         if self._of[identity] >= self._most_of_identity:
             raise self._error(
                 f"{identity!r} has {self._most_of_identity} {self._what} open, as many as"
@@ -32,9 +30,8 @@ class Quota:
             raise self._error(f"The gateway has as many {self._what} open as it takes.")
         self.taken += 1
         self._of[identity] += 1
-        return partial(self._give_back, identity)
 
-    def _give_back(self, identity: str) -> None:
+    def give_back(self, identity: str) -> None:
         self.taken -= 1
         self._of[identity] -= 1
         if not self._of[identity]:

@@ -65,7 +65,7 @@ do not come back at once."""
 _SEAT = "event_stream"
 """The name in a request's state of what goes on when all that answered it has returned."""
 
-_KEPT = ("type", "method", "raw_path", "http_version", "route")
+_KEPT = ("type", "method", "http_version", "route")
 """What of a request is still asked for when its event stream is over."""
 
 
@@ -131,7 +131,7 @@ class EventStreamEndpoint:
         is_taken = False
         try:
             try:
-                seat.count(self._quota.take(caller.identity))
+                seat.count(self._quota, caller.identity)
                 if (
                     last is not None
                     and presence is Presence.JOIN
@@ -240,18 +240,21 @@ class EventStreams:
 class _Seat:
     """What one event stream holds while it lasts."""
 
-    __slots__ = ("_give_back", "_hold", "_is_absent", "_topics", "follower")
+    __slots__ = ("_hold", "_identity", "_is_absent", "_quota", "_topics", "follower")
 
     def __init__(self) -> None:
         self.follower: Follower | None = None
         self._is_absent = False
-        self._give_back: Callable[[], None] | None = None
+        self._quota: Quota | None = None
+        self._identity = ""
         self._hold: Hold[Any] | None = None
         self._topics: tuple[str, ...] = ()
 
-    def count(self, give_back: Callable[[], None]) -> None:
-        """It is one of those that there are, until `give_back` is called."""
-        self._give_back = give_back
+    def count(self, quota: Quota, identity: str) -> None:
+        """It is one of those that there are, until it is left. Raises what the quota does."""
+        quota.take(identity)
+        self._quota = quota
+        self._identity = identity
 
     async def take(
         self, hub: Hub, caller: Caller, presence: Presence, topics: tuple[str, ...]
@@ -267,9 +270,9 @@ class _Seat:
         return connection
 
     def leave(self) -> None:
-        if self._give_back is not None:
-            self._give_back()
-            self._give_back = None
+        if self._quota is not None:
+            self._quota.give_back(self._identity)
+            self._quota = None
         if self.follower is not None:
             self.follower.lost()
         if self._hold is not None:

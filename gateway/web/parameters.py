@@ -1,6 +1,7 @@
 """Reading a request: path, query, credential. What is not understood is refused, never ignored."""
 
 import re
+import sys
 from collections.abc import Collection, Sequence
 from enum import StrEnum
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -278,7 +279,7 @@ def reading_topic(topic: str) -> str:
         raise TopicReserved(
             f"Of LiveKit's own topics, {' and '.join(map(repr, readable))} can be read."
         )
-    return topic
+    return sys.intern(topic)  # thousands may read one, for hours
 
 
 def string_attributes(attributes: object) -> dict[str, str]:

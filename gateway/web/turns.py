@@ -160,7 +160,7 @@ class TurnsEndpoint:
                 told = attempt.first_answer()
                 await body.begin(told.started)
             else:
-                give_back = self._quota.take(caller.identity)
+                self._quota.take(caller.identity)
                 try:
                     with self._running.one_more(owner, asking.while_running) as may_begin:
                         told = await self._ask(
@@ -177,7 +177,7 @@ class TurnsEndpoint:
                         raise _unheard(broken.why) from None
                     return body, broken.why
                 finally:
-                    give_back()
+                    self._quota.give_back(caller.identity)
                 if attempt is not None:
                     attempt.succeed(told)
             return body, told.completed
