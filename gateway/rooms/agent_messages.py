@@ -70,6 +70,14 @@ class AgentMessages:
         if not messages.add(reader, is_known=is_agent is True):
             self._ignore(reader, Ignored.TOO_MANY)
 
+    def piece(self, stream_id: str, sender: str) -> None:
+        """Somebody's, or the end, of any stream. The SDK takes it for a stream of that id, whoever began it; a
+        message in which another has written is not its sender's. Not known where the SDK is another than we
+        know, and, in theory, of a piece that comes together with the end."""
+        for agent, messages in self._senders.items():
+            if agent != sender:
+                messages.spoil(stream_id)
+
     def came(self) -> None:
         """Somebody did."""
         self._come.set()
@@ -136,6 +144,8 @@ class _Message:
     header: int
     """Bytes."""
     data: bytearray = field(default_factory=bytearray)
+    is_spoilt: bool = False
+    """Another than its sender has written in it, or ended it."""
 
 
 class _Sender:
@@ -160,6 +170,11 @@ class _Sender:
         reading.add_done_callback(lambda _: self._one_is_over.set())
         return True
 
+    def spoil(self, stream_id: str) -> None:
+        for message in self.waiting:
+            if message.reader.info.stream_id == stream_id:
+                message.is_spoilt = True
+
     async def first_is_over(self) -> Ignored | None:
         """Returns why the first that waits is to be ignored, or None, once it is whole or given up."""
         message = self.waiting[0]
@@ -173,7 +188,9 @@ class _Sender:
                 reading.cancel()
             had = len(message.data)
             await asyncio.wait({reading}, timeout=OVERTAKEN_TIMEOUT)
-        return Ignored.BROKEN_OFF if reading.cancelled() else reading.result()
+        if reading.cancelled() or message.is_spoilt:
+            return Ignored.BROKEN_OFF
+        return reading.result()
 
     def remove_first(self) -> None:
         message = self.waiting.popleft()

@@ -299,6 +299,8 @@ class _LiveKitRoom(Room):
         )
         self._agents = AgentMessages(self._is_agent, listener.emit, rooms.ignored_messages)
         sdk_room.register_byte_stream_handler(AGENT_MESSAGES, self._agents.open)
+        if isinstance(sdk_room, NativeRoom):
+            sdk_room.on_stream_piece = self._agents.piece
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None

@@ -8,12 +8,14 @@ from contextlib import asynccontextmanager
 import pytest
 from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as pb
+from livekit.rtc._ffi_client import FfiClient
+from livekit.rtc._proto import ffi_pb2
 
 from gateway.agent_session import Ignored
 from gateway.rooms import agent_messages
 from gateway.rooms.agent_messages import MESSAGE_BYTES, MESSAGE_TIMEOUT, TOPIC
 from tests.polling import poll_until
-from tests.running_gateway import EventStream, RunningGateway
+from tests.running_gateway import EventStream, RunningGateway, livekit_token
 from tools.livekit_server import LiveKitServer
 
 STATES = (pb.AS_IDLE, pb.AS_LISTENING, pb.AS_THINKING)
@@ -183,3 +185,45 @@ async def test_what_an_agent_told_before_it_left_is_told(
         told = await _states(events, 1)
 
     assert told == ["idle"]
+
+
+async def test_a_message_in_which_another_has_written_is_not_told(
+    gateway: RunningGateway, livekit: LiveKitServer, room: str
+) -> None:
+    """LiveKit's SDKs take a piece, and an end, for the stream whose id it has, whoever sends it."""
+    changed = {"agent_state_changed": {"new_state": pb.AS_SPEAKING}}
+    data = pb.AgentSessionMessage(event=changed).SerializeToString()
+    begun: asyncio.Queue[rtc.ByteStreamReader] = asyncio.Queue()
+    async with (
+        gateway.agent_events(room, "alice", participants="1") as events,
+        _agent(livekit, room, events) as agent,
+    ):
+        mallory = rtc.Room()
+        mallory.register_byte_stream_handler(TOPIC, lambda reader, _: begun.put_nowait(reader))
+        await mallory.connect(livekit.url, livekit_token(livekit, room, "mallory"))
+        try:
+            await agent.begin(data[:2])
+            reader = await begun.get()
+            await anext(reader)
+            _end_stream_of_another(mallory, reader.info.stream_id, data[2:])
+            await poll_until(lambda: gateway.rooms.ignored_messages[Ignored.BROKEN_OFF])
+            await agent.tell(pb.AS_IDLE)
+            told = await _states(events, 1)
+        finally:
+            await mallory.disconnect()
+
+    assert told == ["idle"]
+
+
+def _end_stream_of_another(sender: rtc.Room, stream_id: str, rest: bytes) -> None:
+    """What no face of the SDK offers, and its library does."""
+    piece, end = ffi_pb2.FfiRequest(), ffi_pb2.FfiRequest()
+    piece.send_stream_chunk.chunk.stream_id = stream_id
+    piece.send_stream_chunk.chunk.chunk_index = 1
+    piece.send_stream_chunk.chunk.content = rest
+    end.send_stream_trailer.trailer.stream_id = stream_id
+    end.send_stream_trailer.trailer.reason = ""
+    for request, body in ((piece, piece.send_stream_chunk), (end, end.send_stream_trailer)):
+        body.local_participant_handle = sender.local_participant._ffi_handle.handle
+        body.sender_identity = sender.local_participant.identity
+        FfiClient.instance.request(request)

@@ -11,6 +11,7 @@ from gateway.agent_session import Ignored
 from gateway.rooms.agent_messages import TOPIC
 from tests.agent.played_session import PlayedSession
 from tests.conftest import Play
+from tests.polling import poll_until
 from tests.running_gateway import EventStream, RunningGateway, ServerSentEvent, livekit_token
 from tools.livekit_server import LiveKitServer
 
@@ -115,6 +116,36 @@ async def test_only_agents_are_heard_and_garbage_of_theirs_breaks_nothing(
     assert ignored[Ignored.MALFORMED] == ignored[Ignored.OTHER] == 1
 
 
+async def test_nobody_speaks_as_an_agent_who_is_not_that_agent(
+    gateway: RunningGateway, livekit: LiveKitServer, room: str
+) -> None:
+    """Not with the grant alone, which makes no agent, nor as another agent, nor unseen: LiveKit lets agents
+    name another sender of a text, and tells the true one of bytes."""
+    async with gateway.agent_events(room, "alice") as events:
+        await events.until("gateway.opened")
+        senders = [
+            await _joined(livekit, token)
+            for token in (
+                livekit_token(livekit, room, "plain"),
+                _token(livekit, room, "granted", kind=None, agent=True),
+                _token(livekit, room, "hidden", hidden=True),
+                _agent_token(livekit, room),
+                _token(livekit, room, "second"),
+            )
+        ]
+        try:
+            for sender in senders:
+                await _send_as("agent", sender, _state(pb.AS_THINKING))
+            told = [(await events.next()).data["participant_identity"] for _ in range(2)]
+            await poll_until(
+                lambda: gateway.rooms.ignored_messages == {Ignored.NOT_AN_AGENT: 3}, within=10
+            )
+        finally:
+            await asyncio.gather(*(sender.disconnect() for sender in senders))
+
+    assert sorted(told) == ["agent", "second"]
+
+
 async def test_agents_may_be_followed_beside_texts_and_by_who_reads_unseen(
     gateway: RunningGateway, livekit: LiveKitServer, room: str
 ) -> None:
@@ -150,13 +181,27 @@ def _state(state: int) -> bytes:
 
 
 def _agent_token(livekit: LiveKitServer, room: str) -> str:
-    return (
+    return _token(livekit, room, "agent")
+
+
+def _token(
+    livekit: LiveKitServer, room: str, identity: str, kind: Any = "agent", **grants: Any
+) -> str:
+    token = (
         api.AccessToken(livekit.api_key, livekit.api_secret)
-        .with_identity("agent")
-        .with_kind("agent")
-        .with_grants(api.VideoGrants(room_join=True, room=room))
-        .to_jwt()
+        .with_identity(identity)
+        .with_grants(api.VideoGrants(room_join=True, room=room, **grants))
     )
+    return (token if kind is None else token.with_kind(kind)).to_jwt()
+
+
+async def _send_as(identity: str, sender: rtc.Room, data: bytes) -> None:
+    """What no face of the SDK offers for bytes, and its library takes."""
+    writer = rtc.ByteStreamWriter(sender.local_participant, name="message", topic=TOPIC)
+    writer._options.sender_identity = identity
+    await writer._send_header()
+    await writer.write(data)
+    await writer.aclose()
 
 
 async def _joined(livekit: LiveKitServer, token: str) -> rtc.Room:
