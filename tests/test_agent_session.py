@@ -142,6 +142,8 @@ def test_calls_and_their_outputs_are_zipped_and_those_without_the_other_are_kept
         for pair in event.members["zipped"]
     ]
     assert told == [("1", None), ("2", "2"), (None, "3")]
+    assert event.members["function_calls"][0]["id"] is None
+    assert event.members["function_call_outputs"][0]["id"] is None
     assert event.members["zipped"][1]["function_call_output"]["is_error"] is True
 
 
