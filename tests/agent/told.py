@@ -1,8 +1,10 @@
 """What event streams tell of a played session, beside what handlers inside the agent saw."""
 
+import asyncio
 from typing import Any
 
 from tests.agent.played_session import PlayedSession, Seen
+from tests.agent.running_agent import EVENT_SECONDS
 from tests.running_gateway import EventStream, ServerSentEvent
 
 OF_HELPER = {
@@ -25,12 +27,16 @@ def name_of(event: ServerSentEvent) -> str:
 async def told_until(events: EventStream, name: str, **members: Any) -> list[ServerSentEvent]:
     """All of agents until the first of that name that has these members, others' left out."""
     told: list[ServerSentEvent] = []
-    while True:
-        event = await events.next()
-        if event.name.startswith("agent."):
-            told.append(event)
-            if name_of(event) == name and members.items() <= event.data.items():
-                return told
+    try:
+        async with asyncio.timeout(EVENT_SECONDS):
+            while True:
+                event = await events.next(EVENT_SECONDS)
+                if event.name.startswith("agent."):
+                    told.append(event)
+                    if name_of(event) == name and members.items() <= event.data.items():
+                        return told
+    except TimeoutError as error:
+        raise AssertionError(f"No {name} of {members} after {[*map(name_of, told)]}") from error
 
 
 async def told_to_the_end(session: PlayedSession, events: EventStream) -> list[ServerSentEvent]:
@@ -61,8 +67,9 @@ def assert_told(told: list[ServerSentEvent], session: PlayedSession) -> None:
 
 
 def assert_told_without_helper(told: list[ServerSentEvent], session: PlayedSession) -> None:
-    """The same, but for what the framework does not send; of members that it lacks, null or nothing."""
-    seen = [one for one in session.seen if one.kind not in OF_HELPER]
+    """The same as far as it was followed, but for what the framework does not send; of members that it lacks,
+    null or nothing."""
+    seen = [one for one in session.seen if one.kind not in OF_HELPER][: len(told)]
     assert [name_of(event) for event in told] == [one.kind for one in seen]
     for event, one in zip(told, seen, strict=True):
         _assert_time(event.data, one)
