@@ -20,6 +20,7 @@ from gateway.rooms.memory import MemoryRooms
 from gateway.rooms.tokens import mint
 from gateway.server import Server, listen
 from gateway.settings import Settings
+from tests.agent_schemas import problems_of
 from tools.livekit_server import LiveKitServer
 
 DEADLINE = 5.0
@@ -162,6 +163,8 @@ class EventStream:
             return None
         data = json.loads(fields["data"])
         assert data["type"] == fields["event"]
+        if data["type"].startswith("agent."):
+            assert problems_of(data) == []
         return ServerSentEvent(fields["event"], fields.get("id"), data)
 
 

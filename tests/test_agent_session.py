@@ -8,7 +8,8 @@ from livekit.protocol.agent_pb import agent_session as pb
 
 from gateway.agent_session import Ignored
 from gateway.agent_session.decoding import DECODERS, Decoder
-from gateway.events import AgentEvent
+from gateway.events import AgentEvent, members
+from tests.agent_schemas import problems_of
 
 EVENT = pb.AgentSessionEvent.DESCRIPTOR
 
@@ -59,6 +60,7 @@ def test_what_an_event_carries_is_kept_and_nothing_is_lost(name: str) -> None:
     _fill(body)
     decoded = _decoded(**{name: body})
 
+    assert problems_of(members(decoded)) == []
     assert (decoded.type, decoded.participant_identity) == (f"agent.{name}", "agent")
     if name not in ("conversation_item_added", "error", "session_usage_updated"):
         carried = {field.name for field in body.DESCRIPTOR.fields}
@@ -78,6 +80,7 @@ def test_an_item_of_any_kind_is_kept(kind: str) -> None:
     event = _decoded(conversation_item_added={"item": item})
     made = event.members["item"]
 
+    assert problems_of(members(event)) == []
     assert made["type"] == kind
     assert {field.name for field in native.DESCRIPTOR.fields} <= set(made)
 
@@ -93,6 +96,7 @@ def test_the_usage_of_any_model_is_kept(kind: str) -> None:
     event = _decoded(session_usage_updated={"usage": {"model_usage": [usage]}})
     (made,) = event.members["usage"]["model_usage"]
 
+    assert problems_of(members(event)) == []
     assert made == {
         "type": f"{kind}_usage",
         **{field.name: made[field.name] for field in native.DESCRIPTOR.fields},
@@ -142,6 +146,8 @@ def test_calls_and_their_outputs_are_zipped_and_those_without_the_other_are_kept
         for pair in event.members["zipped"]
     ]
     assert told == [("1", None), ("2", "2"), (None, "3")]
+    assert event.members["function_calls"][0]["id"] is None
+    assert event.members["function_call_outputs"][0]["id"] is None
     assert event.members["zipped"][1]["function_call_output"]["is_error"] is True
 
 

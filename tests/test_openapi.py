@@ -55,6 +55,7 @@ from gateway.web import (
 from gateway.web.app import REQUEST_HEADERS, RESPONSE_HEADERS, make_app, make_routes
 from gateway.web.event_stream import Replay
 from gateway.web.parameters import Presence
+from tests.agent_schemas import problems_of
 from tests.bare_agent import bare_agent
 from tests.running_gateway import running
 
@@ -120,7 +121,7 @@ MADE = {MESSAGE, transcript.PARTIAL, transcript.FINAL}
 """The events that are made of a stream's, and have no class."""
 
 AGENTS_TYPES = {f"agent.{name}" for name in {*DECODERS, *helper.ONLY}}
-"""Of the events that are agents' own, which have one schema."""
+"""Of the events that are agents' own, which have no class each."""
 
 MAX_ROOMS = 2
 
@@ -1072,8 +1073,27 @@ def test_every_event_is_documented_and_every_documented_event_exists() -> None:
         SCHEMAS["Event"]["discriminator"]["mapping"].values()
     )
     assert set(SCHEMAS["AgentEvent"]["properties"]["type"]["enum"]) == AGENTS_TYPES
-    for type_ in {*_event_classes(), *MADE}:
-        assert _documented_events()[type_]["properties"]["type"]["const"] == type_
+    for type_, schema in _documented_events().items():
+        assert schema["properties"]["type"]["const"] == type_
+
+
+@pytest.mark.parametrize(
+    ("type_", "members"),
+    [
+        ("agent.agent_state_changed", {"old_state": None, "new_state": 1}),
+        ("agent.agent_state_changed", {"old_state": None}),
+        ("agent.conversation_item_added", {"item": {"type": "message", "content": "text"}}),
+        ("agent.conversation_item_added", {"item": {"type": "agent_handoff", "id": 1}}),
+        ("agent.function_tools_executed", {"zipped": [{"function_call": None}]}),
+        ("agent.error", {"error": {"recoverable": False}, "source": None}),
+    ],
+)
+def test_the_schemas_of_agents_events_refuse_what_they_do_not_say(
+    type_: str, members: dict[str, Any]
+) -> None:
+    """Those that tests receive are held against them (tests/agent_schemas.py)."""
+    told = {"participant_identity": "agent", "created_at": 1.5, "created_at_is": "sent"}
+    assert problems_of({"type": type_, **told, **members})
 
 
 def test_the_union_of_events_has_every_class_with_a_type() -> None:
@@ -1196,8 +1216,8 @@ def _contents(item: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every media type object in the document."""
     if isinstance(item, dict):
         for name, value in item.items():
-            if name == "content":
-                yield from value.items()
+            if name == "content":  # of an answer, or a member of some event
+                yield from ((each, about) for each, about in value.items() if "/" in each)
             yield from _contents(value)
     elif isinstance(item, list):
         for value in item:

@@ -15,11 +15,18 @@ _UPDATES = {
 
 def function_tools_executed(body: Any) -> dict[str, Any]:
     """Calls and outputs as they came, and each call with its output."""
-    members = plain(body)
+    calls = [_with_known_id(call) for call in body.function_calls]
+    outputs = [_with_known_id(output) for output in body.function_call_outputs]
     return {
-        **members,
-        "zipped": zipped(members["function_calls"], members["function_call_outputs"]),
+        "function_calls": calls,
+        "function_call_outputs": outputs,
+        "zipped": zipped(calls, outputs),
     }
+
+
+def _with_known_id(native: Any) -> dict[str, Any]:
+    """Here the framework leaves the ids of items out, which the wire shows as an empty text."""
+    return {**plain(native), "id": native.id or None}
 
 
 def zipped(calls: Any, outputs: Any) -> list[dict[str, Any]]:

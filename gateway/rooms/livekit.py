@@ -303,6 +303,8 @@ class _LiveKitRoom(Room):
         self.agents = Agents(listener.emit, rooms.ignored_messages)
         self._messages = AgentMessages(self._is_agent, self.agents, rooms.ignored_messages)
         sdk_room.register_byte_stream_handler(AGENT_MESSAGES, self._messages.open)
+        if isinstance(sdk_room, NativeRoom):
+            sdk_room.on_stream_piece = self._messages.piece
         self._announces = False
         self._announced: asyncio.Task[None] | None = None
         self._losing: asyncio.Task[None] | None = None

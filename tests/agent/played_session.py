@@ -96,7 +96,8 @@ async def played_session(
 
     `voice=True` gives it ears and a voice, `fallback=True` a second one of each model. `wrapped=True`
     hides the two voices from the helper, which is given them then; `helper=False` leaves it out. `timed=True`
-    has it write its answers as timed strings.
+    has it write its answers as timed strings. `bargein="interruption"` or `"backchannel"` is what it takes for
+    it when somebody speaks over it.
     """
     options |= {"url": server.url, "token": agent_token(server, room, identity)}
     async with _playing(program, "join", options) as session:

@@ -8,13 +8,13 @@ by the framework's own serialization where it has one, and `done` after each ord
 import asyncio
 import json
 import logging
+import os
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from livekit import rtc
 from livekit.agents import (
     Agent,
@@ -29,12 +29,13 @@ from livekit.agents import (
     stt,
     tts,
 )
-from livekit.agents.inference.interruption import OverlappingSpeechEvent
 from livekit.agents.llm import ToolError
+from livekit.agents.utils import http_context
 from livekit.agents.voice.agent_session import SessionConnectOptions
 from livekit.agents.voice.room_io import RoomOptions, TextOutputOptions
 
 from livekit_sse_gateway_agent import report
+from tests.agent.bargein_service import bargein_service
 from tests.agent.orders import Connection, carry_out, tell
 from tests.agent.scripted_models import ScriptedLLM, ScriptedSTT, ScriptedTTS, ToneVAD
 
@@ -70,12 +71,13 @@ async def _join(connection: Connection, url: str, token: str, **made_of: Any) ->
     room = rtc.Room()
     await room.connect(url, token)
     try:
-        played = Played(partial(tell, connection), room, **made_of)
-        await played.start()
-        async for line in connection[0]:
-            await played.obey(**json.loads(line))
-            tell(connection, event="done")
-        await played.session.aclose()
+        async with http_context.open():
+            played = Played(partial(tell, connection), room, **made_of)
+            await played.start()
+            async for line in connection[0]:
+                await played.obey(**json.loads(line))
+                tell(connection, event="done")
+            await played.session.aclose()
     finally:
         await room.disconnect()
 
@@ -128,6 +130,8 @@ class Played:
         helper: bool = True,
         wrapped: bool = False,
         timed: bool = False,
+        bargein: str | None = None,
+        bargein_url: str = "",
         **options: Any,
     ) -> None:
         self._tell, self._room, self._voice, self._helper = tell, room, voice, helper
@@ -144,14 +148,17 @@ class Played:
                     "turn_detection": "vad",
                     "endpointing": {"min_delay": 0.2, "max_delay": 0.6},
                     "interruption": {
-                        "mode": "vad",
+                        "mode": "adaptive" if bargein else "vad",
                         "min_duration": 0.3,
                         "false_interruption_timeout": 0.6,
+                        "backchannel_boundary": None,
                     },
                 },
                 "transcription_timeout": 0.8,
                 "aec_warmup_duration": None,
             }
+            # Read when the session starts.
+            os.environ["LIVEKIT_INFERENCE_URL"] = f"{bargein_url}/{bargein}"
         else:
             options |= {"vad": None, "turn_handling": {"turn_detection": None}}
         self._adapters = []
@@ -172,7 +179,6 @@ class Played:
                 "hand_over",
                 "report",
                 "flood",
-                "overlap",
                 "close",
                 "shut_down",
             )
@@ -258,19 +264,6 @@ class Played:
             )
             self.session.llm.emit("error", error)
 
-    async def overlap(self) -> None:
-        """What the barge-in service of LiveKit Cloud would say, with the audio that it heard."""
-        event = OverlappingSpeechEvent(
-            is_interruption=True,
-            detection_delay=0.25,
-            overlap_started_at=1.5,
-            probability=0.75,
-            num_requests=3,
-            speech_input=np.zeros(1_600, np.int16),
-            probabilities=np.ones(3, np.float32),
-        )
-        self.session.emit("overlapping_speech", event)
-
     async def close(self) -> None:
         await self.session.aclose()
 
@@ -333,6 +326,14 @@ def _members(event: Any) -> dict[str, Any]:
     return members
 
 
+async def _main(port_file: Path) -> None:
+    async with bargein_service() as url:
+        # It is asked with a token, like LiveKit Cloud's.
+        os.environ |= {"LIVEKIT_INFERENCE_API_KEY": "key", "LIVEKIT_INFERENCE_API_SECRET": "s" * 32}
+        join, work = partial(_join, bargein_url=url), partial(_work, bargein_url=url)
+        await carry_out(port_file, {"join": join, "work": work})
+
+
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
-    asyncio.run(carry_out(Path(sys.argv[1]), {"join": _join, "work": _work}))
+    asyncio.run(_main(Path(sys.argv[1])))

@@ -190,17 +190,6 @@ async def test_media_are_told_of_and_not_carried(play: Play, wire_in: WireIn, ro
     assert audio == {"type": "audio_content", "transcript": "and listen"}
 
 
-async def test_an_overlap_is_told_without_its_audio(play: Play, wire_in: WireIn, room: str) -> None:
-    async with wire_in(room) as wire, play(room) as session:
-        await session.tell("overlap")
-        await _close(session, wire)
-
-    _assert_told(wire, session)
-    [overlap] = wire.of_helper("overlapping_speech")
-    assert (overlap["probability"], overlap["num_requests"]) == (0.75, 3)
-    assert overlap["speech_input"] is None
-
-
 # Errors
 
 
@@ -454,6 +443,26 @@ async def test_a_spoken_turn_is_told(play: Play, wire_in: WireIn, room: str) -> 
     assert {told["metrics"]["type"] for told in wire.of_helper("metrics_collected")} == kinds
     assert len([told for told in wire.of_helper("metrics_collected") if _is_of_vad(told)]) == 1
     _assert_told(wire, session)
+
+
+async def test_an_overlap_is_told_without_its_audio(play: Play, wire_in: WireIn, room: str) -> None:
+    async with (
+        wire_in(room, voice=True) as wire,
+        play(room, voice=True, bargein="interruption") as session,
+    ):
+        await session.script("tts", {"seconds": 5})
+        await session.tell("say", text="a long story")
+        await wire.until("agent_state_changed", lambda sent: "AS_SPEAKING" in str(sent))
+        wire.is_loud = True
+        await wire.until_helper("overlapping_speech")
+        await _close(session, wire)
+
+    _assert_told(wire, session)
+    overlap = wire.of_helper("overlapping_speech")[0]
+    assert (overlap["is_interruption"], overlap["probability"]) == (True, 0.75)
+    assert overlap["num_requests"] >= 3
+    assert overlap["overlap_started_at"] < overlap["detected_at"]
+    assert overlap["speech_input"] is None
 
 
 async def test_speech_that_is_not_understood_is_told(

@@ -3,89 +3,50 @@
 import asyncio
 from typing import Any
 
-import pytest
 from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as pb
 
 from gateway.agent_session import Ignored
 from gateway.rooms.agent_messages import TOPIC
-from tests.agent.played_session import PlayedSession
+from tests.agent.told import (
+    assert_told,
+    assert_told_without_helper,
+    items,
+    of,
+    told_to_the_end,
+    told_until,
+)
 from tests.conftest import Play
-from tests.running_gateway import EventStream, RunningGateway, ServerSentEvent, livekit_token
+from tests.polling import poll_until
+from tests.running_gateway import RunningGateway, livekit_token
 from tools.livekit_server import LiveKitServer
-
-OF_HELPER = {"speech_created", "speech_finished", "metrics_collected", "close"}
-"""What the framework itself does not send."""
-
-
-async def _told_until(events: EventStream, name: str, **members: Any) -> list[ServerSentEvent]:
-    """All until the first of that name that has these members."""
-    told = [await events.next()]
-    while told[-1].name != name or not members.items() <= told[-1].data.items():
-        told.append(await events.next())
-    return told
-
-
-async def _turn(events: EventStream) -> list[ServerSentEvent]:
-    """From what the user says until the agent listens again; not how the session began."""
-    begun = await _told_until(events, "agent.user_state_changed", new_state="speaking")
-    rest = await _told_until(events, "agent.agent_state_changed", new_state="listening")
-    return [begun[-1], *rest]
-
-
-def _in_order(told: list[ServerSentEvent]) -> list[str]:
-    # Callbacks of a speech that is done are called in no order.
-    names = [event.name.removeprefix("agent.") for event in told]
-    return [name for name in names if name != "speech_finished"]
-
-
-def _seen(session: PlayedSession) -> list[str]:
-    return [seen.kind for seen in session.seen if seen.kind != "speech_finished"]
-
-
-def _holds(whole: Any, part: Any) -> bool:
-    if isinstance(part, dict):
-        return all(name in whole and _holds(whole[name], part[name]) for name in part)
-    return bool(whole == part)
 
 
 async def test_a_session_is_told_in_full_and_in_order_where_its_agent_has_the_helper(
     gateway: RunningGateway, play: Play, room: str
 ) -> None:
     async with gateway.agent_events(room, "alice") as events, play(room) as session:
-        session.seen.clear()
         await gateway.post(room, "alice", "hello")
-        told = await _turn(events)
-        await session.sees("agent_state_changed", lambda to: bool(to["new_state"] == "listening"))
-        seen = [one for one in session.seen if one.kind != "speech_finished"]
-        kept = [event for event in told if event.name != "agent.speech_finished"]
-        await session.tell("close")
-        closed = await events.until("agent.close")
+        told = await told_until(events, "agent_state_changed", old_state="speaking")
+        told += await told_to_the_end(session, events)
 
-    assert _in_order(told) == [one.kind for one in seen]
+    assert_told(told, session)
     assert {event.data["participant_identity"] for event in told} == {"agent"}
-    for event, one in zip(kept, seen, strict=True):
-        if event.data["created_at_is"] == "happened":
-            assert event.data["created_at"] == pytest.approx(
-                one.members.pop("created_at"), abs=1e-5
-            )
-            assert _holds(event.data, one.members)
-    assert closed.data["reason"] == "user_initiated"
-    assert closed.data["error"] is None
+    [created] = of(told, "speech_created")
+    assert of(told, "metrics_collected")[0]["metrics"]["speech_id"] == created["speech_id"]
+    [closed] = of(told, "close")
+    assert (closed["reason"], closed["error"]) == ("user_initiated", None)
 
 
 async def test_without_the_helper_the_words_are_the_same_and_what_is_not_carried_is_null(
     gateway: RunningGateway, play: Play, room: str
 ) -> None:
     async with gateway.agent_events(room, "alice") as events, play(room, helper=False) as session:
-        session.seen.clear()
         await gateway.post(room, "alice", "hello")
-        told = await _turn(events)
-        await session.sees("agent_state_changed", lambda to: bool(to["new_state"] == "listening"))
+        told = await told_until(events, "agent_state_changed", old_state="speaking")
 
-    assert _in_order(told) == [name for name in _seen(session) if name not in OF_HELPER]
-    items = [event.data["item"] for event in told if event.name.endswith("item_added")]
-    assert (items[0]["role"], items[0]["content"]) == ("user", ["hello"])
+    assert_told_without_helper(told, session)
+    assert [item["content"] for item in items(told, role="user")] == [["hello"]]
     assert {event.data["created_at_is"] for event in told} == {"happened", "sent"}
 
 
@@ -113,6 +74,36 @@ async def test_only_agents_are_heard_and_garbage_of_theirs_breaks_nothing(
     assert event.data["new_state"] == "thinking"
     ignored = gateway.rooms.ignored_messages
     assert ignored[Ignored.MALFORMED] == ignored[Ignored.OTHER] == 1
+
+
+async def test_nobody_speaks_as_an_agent_who_is_not_that_agent(
+    gateway: RunningGateway, livekit: LiveKitServer, room: str
+) -> None:
+    """Not with the grant alone, which makes no agent, nor as another agent, nor unseen: LiveKit lets agents
+    name another sender of a text, and tells the true one of bytes."""
+    async with gateway.agent_events(room, "alice") as events:
+        await events.until("gateway.opened")
+        senders = [
+            await _joined(livekit, token)
+            for token in (
+                livekit_token(livekit, room, "plain"),
+                _token(livekit, room, "granted", kind=None, agent=True),
+                _token(livekit, room, "hidden", hidden=True),
+                _agent_token(livekit, room),
+                _token(livekit, room, "second"),
+            )
+        ]
+        try:
+            for sender in senders:
+                await _send_as("agent", sender, _state(pb.AS_THINKING))
+            told = [(await events.next()).data["participant_identity"] for _ in range(2)]
+            await poll_until(
+                lambda: gateway.rooms.ignored_messages == {Ignored.NOT_AN_AGENT: 3}, within=10
+            )
+        finally:
+            await asyncio.gather(*(sender.disconnect() for sender in senders))
+
+    assert sorted(told) == ["agent", "second"]
 
 
 async def test_agents_may_be_followed_beside_texts_and_by_who_reads_unseen(
@@ -150,13 +141,27 @@ def _state(state: int) -> bytes:
 
 
 def _agent_token(livekit: LiveKitServer, room: str) -> str:
-    return (
+    return _token(livekit, room, "agent")
+
+
+def _token(
+    livekit: LiveKitServer, room: str, identity: str, kind: Any = "agent", **grants: Any
+) -> str:
+    token = (
         api.AccessToken(livekit.api_key, livekit.api_secret)
-        .with_identity("agent")
-        .with_kind("agent")
-        .with_grants(api.VideoGrants(room_join=True, room=room))
-        .to_jwt()
+        .with_identity(identity)
+        .with_grants(api.VideoGrants(room_join=True, room=room, **grants))
     )
+    return (token if kind is None else token.with_kind(kind)).to_jwt()
+
+
+async def _send_as(identity: str, sender: rtc.Room, data: bytes) -> None:
+    """What no face of the SDK offers for bytes, and its library takes."""
+    writer = rtc.ByteStreamWriter(sender.local_participant, name="message", topic=TOPIC)
+    writer._options.sender_identity = identity
+    await writer._send_header()
+    await writer.write(data)
+    await writer.aclose()
 
 
 async def _joined(livekit: LiveKitServer, token: str) -> rtc.Room:

@@ -74,6 +74,8 @@ _FIELDS = {
         "panic.message",
         "room_event.participants_updated.participants.identity",
         "room_event.stream_chunk_received.chunk.stream_id",
+        "room_event.stream_chunk_received.participant_identity",
+        "room_event.stream_trailer_received.participant_identity",
         "room_event.stream_trailer_received.trailer.stream_id",
         "room_event.text_stream_opened.participant_identity",
         "room_event.text_stream_opened.reader.handle.id",

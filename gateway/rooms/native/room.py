@@ -47,6 +47,7 @@ class NativeRoom(rtc.Room):
         self.on_participants_updated: Callable[[list[str]], None] | None = None
         self.on_stream_chunk: Callable[[str], None] | None = None
         self.on_stream_trailer: Callable[[str], None] | None = None
+        self.on_stream_piece: Callable[[str, str], None] | None = None
         self._sending = asyncio.Semaphore(MAX_IN_FLIGHT)
 
     async def connect(self, url: str, token: str, options: rtc.RoomOptions = _NO_OPTIONS) -> None:
@@ -143,10 +144,16 @@ class NativeRoom(rtc.Room):
         """A sender's chunks and trailers come in its order, and so do they with the openings of streams;
         headers come before what was sent before them (seen: 141 of 300). Whose they are is told by the
         opening alone: those of a stream on behalf of another have the real sender's identity, or none."""
-        if kind == "stream_chunk_received" and self.on_stream_chunk is not None:
-            self.on_stream_chunk(packet.chunk.stream_id)
-        elif kind == "stream_trailer_received" and self.on_stream_trailer is not None:
-            self.on_stream_trailer(packet.trailer.stream_id)
+        if kind == "stream_chunk_received":
+            stream_id, told = packet.chunk.stream_id, self.on_stream_chunk
+        elif kind == "stream_trailer_received":
+            stream_id, told = packet.trailer.stream_id, self.on_stream_trailer
+        else:
+            return
+        if told is not None:
+            told(stream_id)
+        if self.on_stream_piece is not None:
+            self.on_stream_piece(stream_id, packet.participant_identity)
 
     def _handle_text_stream_opened(self, opened: Any) -> None:
         handler: Any = self._text_stream_handlers.get(opened.reader.info.topic)
