@@ -114,8 +114,15 @@ class Turn:
         self._await_beginning(event, now)
         if not self.has_begun:
             return []
-        held, self._held = self._held, []
-        return [each for earlier, each in held if self._take_early(earlier, now)]
+        *held, (_, frame) = self._held
+        self._held = []
+        finished = {
+            str(earlier.get("speech_id"))
+            for earlier, _ in held
+            if earlier["type"] == "agent.speech_finished"
+        }
+        shown = [each for earlier, each in held if self._take_early(earlier, finished, now)]
+        return [*shown, frame]
 
     @property
     def is_over(self) -> bool:
@@ -190,11 +197,17 @@ class Turn:
             return self._text.startswith(said[:-1].strip())
         return said.strip() == self._text
 
-    def _take_early(self, event: Object, now: float) -> bool:
-        """Of what came before it was known that the text is accepted: how the agent was then does not matter."""
-        if event["type"] in ("agent.agent_state_changed", "agent.conversation_item_added"):
-            return True
-        return self._take(event, now)
+    def _take_early(self, event: Object, finished: set[str], now: float) -> bool:
+        """Of what came before it was known that the text is accepted: words and errors may be of this turn
+        already, and its speech has begun; all else is of what the agent did before."""
+        match event["type"]:
+            case "agent.speech_created":
+                is_early = str(event.get("speech_id")) not in finished
+            case "agent.error" | "agent.availability_changed":
+                is_early = True
+            case other:
+                is_early = other.startswith("stream.")
+        return is_early and self._take(event, now)
 
     # What comes of it
 

@@ -272,7 +272,31 @@ def test_other_agents_and_what_is_said_before_are_none_of_it() -> None:
     other = [{**event, "participant_identity": "other"} for event in PLAIN]
     shown = _fed(turn, [*other, _item("user", "something else"), *PLAIN])
 
-    assert shown == [5, 6, 7, 8, 9, 10]
+    assert shown == [6, 7, 8, 9, 10]
+
+
+def test_what_the_agent_did_before_is_none_of_it_and_costs_nothing() -> None:
+    """It greets, and the text cuts that short."""
+    turn = _turn()
+    used = {"type": "llm_metrics", "completion_tokens": 7}
+    shown = _fed(
+        turn,
+        [
+            _agent("speech_created", -0.3, speech_id="greeting"),
+            _agent("metrics_collected", -0.2, metrics=used),
+            _item("assistant", "Welcome", -0.1, interrupted=True),
+            _state("speaking", "listening", -0.1),
+            _agent("speech_finished", -0.1, speech_id="greeting", interrupted=True),
+            _agent("speech_created", 0.0, speech_id="answer"),
+            *PLAIN,
+            *_text("a", "Good day", 0.03),
+            _agent("speech_finished", 0.07, speech_id="answer", interrupted=False),
+        ],
+    )
+
+    assert shown == list(range(5, 16))
+    assert turn.outcome is Outcome.COMPLETED
+    assert (turn.result()["text"], turn.result()["usage"]) == ("Good day", None)
 
 
 def test_a_text_that_the_helper_cut_is_known_by_its_beginning() -> None:
