@@ -3,15 +3,15 @@
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from gateway.agent_session import KnownAgent
 from gateway.auth import TokenVerifier
+from gateway.connection import Connection
 from gateway.events import AgentEvent, members
 from gateway.hub import Hub
 from gateway.rooms.base import Participant
-from gateway.web.parameters import Query, authenticate, presence_of
-from gateway.web.rooms import NO_STORE, visited
+from gateway.web.rooms import of_room
 
 
 class AgentEndpoint:
@@ -21,17 +21,11 @@ class AgentEndpoint:
 
     async def get(self, request: Request) -> Response:
         """The agents, and the position from which to follow what they do (`agent=1`)."""
-        query = Query(request, ("presence",))
-        caller = authenticate(request, query, self._verifier)
-        caller.require_can_subscribe()
-        presence = presence_of(query.one("presence"))
-        if request.method == "HEAD":
-            return JSONResponse(None, headers=NO_STORE)  # joins nothing, as that of an event stream
-        async with visited(self._hub, caller, presence) as connection:
-            connection.require_received()
-            agents = [_members(*each) for each in connection.agents]
-            answer = {"agents": agents, "position": str(connection.log.head)}
-            return JSONResponse(answer, headers=NO_STORE)
+        return await of_room(self._hub, self._verifier, request, _listed)
+
+
+def _listed(connection: Connection) -> dict[str, Any]:
+    return {"agents": [_members(*each) for each in connection.agents]}
 
 
 def _members(participant: Participant, agent: KnownAgent) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What is in a room beside its texts: registered topics, and participants."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any
@@ -58,14 +58,8 @@ class ParticipantsEndpoint:
         self._verifier = verifier
 
     async def get(self, request: Request) -> Response:
-        query = Query(request, ("presence",))
-        caller = authenticate(request, query, self._verifier)
-        caller.require_can_subscribe()
-        presence = presence_of(query.one("presence"))
-        if request.method == "HEAD":
-            return JSONResponse(None, headers=NO_STORE)  # joins nothing, as that of an event stream
-        async with visited(self._hub, caller, presence) as connection:
-            return _listed(connection)
+        """The list, and the position from which to follow its changes (`participants=1`)."""
+        return await of_room(self._hub, self._verifier, request, _listed)
 
     async def delete(self, request: Request) -> Response:
         """The caller leaves the room now, for good."""
@@ -95,12 +89,27 @@ def _nothing() -> None:
     """An answer does not take so long that it would matter."""
 
 
-def _listed(connection: Connection) -> Response:
-    """The list, and the position from which to follow its changes (`participants=1`)."""
-    connection.require_received()
-    participants = [_members(participant) for participant in connection.participants]
-    answer = {"participants": participants, "position": str(connection.log.head)}
-    return JSONResponse(answer, headers=NO_STORE)
+async def of_room(
+    hub: Hub,
+    verifier: TokenVerifier,
+    request: Request,
+    tell: Callable[[Connection], dict[str, Any]],
+) -> Response:
+    """Answers with what is told of the room that the caller reads, and the position from which to follow it."""
+    query = Query(request, ("presence",))
+    caller = authenticate(request, query, verifier)
+    caller.require_can_subscribe()
+    presence = presence_of(query.one("presence"))
+    if request.method == "HEAD":
+        return JSONResponse(None, headers=NO_STORE)  # joins nothing, as that of an event stream
+    async with visited(hub, caller, presence) as connection:
+        connection.require_received()
+        answer = {**tell(connection), "position": str(connection.log.head)}
+        return JSONResponse(answer, headers=NO_STORE)
+
+
+def _listed(connection: Connection) -> dict[str, Any]:
+    return {"participants": [_members(participant) for participant in connection.participants]}
 
 
 def _members(participant: Participant) -> dict[str, Any]:
