@@ -46,10 +46,11 @@ class Outlet(Protocol):
 
     is_blocked: bool
     """Whether more has been written than the client takes now."""
-    write: Callable[[bytes], None]
-    """Takes what `frame` made. Never waits; raises RuntimeError where the client has gone."""
     frame: Callable[[bytes], bytes]
     """The same function for all that are framed alike."""
+
+    def write(self, data: bytes) -> None:
+        """Takes what `frame` made. Never waits; raises RuntimeError where the client has gone."""
 
     def follow(self, listener: "Follower") -> None:
         """Whom it tells."""

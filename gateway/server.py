@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import signal
 import socket
@@ -62,28 +63,28 @@ class _Answers(asyncio.Transport):
     ASGI wants it so. A short answer is one packet then, which wakes its reader once.
     """
 
-    __slots__ = ("_head", "_in_body", "_transport")
+    __slots__ = ("_head", "_transport", "in_body")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._head = b""
-        self._in_body = False
+        self.in_body = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._in_body or data == _CONTINUE:
+        if self.in_body or data == _CONTINUE:
             self._transport.write(data)
         elif not self._head:
             self._head = bytes(data)
         else:
             self._transport.write(self._head + data)
-            self._in_body = True
+            self.in_body = True
 
     def end_answer(self) -> None:
         """What is written next begins another."""
-        if not self._in_body and self._head:
+        if not self.in_body and self._head:
             self._transport.write(self._head)  # to a HEAD, or where the app failed: without a body
         self._head = b""
-        self._in_body = False
+        self.in_body = False
 
     def is_closing(self) -> bool:
         return self._transport.is_closing()
@@ -121,19 +122,38 @@ class Outlet:
     Its end is ASGI's again.
     """
 
-    __slots__ = ("_listener", "_transport", "frame", "is_blocked", "write")
+    __slots__ = ("_answers", "_listener", "_socket", "_transport", "frame", "is_blocked")
 
     def __init__(
         self,
         transport: asyncio.Transport,
-        write: Callable[[bytes], None],
+        answers: _Answers,
         frame: Callable[[bytes], bytes],
     ) -> None:
-        self.write = write
         self.frame = frame
         self.is_blocked = False
+        self._answers = answers
         self._transport = transport
+        self._socket: int = transport.get_extra_info("socket").fileno()
         self._listener: Listener | None = None
+
+    def write(self, data: bytes) -> None:
+        """Takes what `frame` made. Raises RuntimeError where the client has gone.
+
+        To the socket at once, where nothing waits before it: uvloop would gather it first, and touch for that
+        what of an idle connection is in no cache of the processor.
+        """
+        transport = self._transport
+        # A socket that is closing may be somebody else's by its number before we are told.
+        if not self._answers.in_body or transport.is_closing() or transport.get_write_buffer_size():
+            self._answers.write(data)
+            return
+        try:
+            written = os.write(self._socket, data)
+        except OSError:  # full, or broken: the transport finds out which
+            written = 0
+        if written < len(data):
+            transport.write(memoryview(data)[written:])
 
     def follow(self, listener: Listener) -> None:
         """Has it told how the client is; at once, where it has gone already."""
@@ -258,7 +278,7 @@ class HttpProtocol(HttpToolsProtocol):
         if cycle.scope["http_version"] == "1.0":
             frame = _as_it_is
             cycle.chunked_encoding = False  # or uvicorn would say that there are chunks
-        self._outlet = Outlet(self.transport, self._answers.write, frame)
+        self._outlet = Outlet(self.transport, self._answers, frame)
         if not cycle.more_body:
             cycle.message_event = _Unheard()  # type: ignore[assignment]
             if cycle is self.cycle and self._between_messages:

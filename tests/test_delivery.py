@@ -1,15 +1,14 @@
 """What a channel writes to those who stand level with its log."""
 
-import asyncio
 from itertools import count
 
 from gateway.delivery import Channel, Deadline, Follower
 from gateway.event_log import EventLog, LogBounds
 from gateway.events import ClosingReason, ParticipantDisconnected, StreamOpened
 from gateway.metrics import Metrics
-from gateway.server import Outlet
 from gateway.web import sse
 from gateway.web.forms import EventStreamForm, View
+from tests.outlets import Socket
 
 
 async def test_the_position_of_a_heartbeat_does_not_go_back() -> None:
@@ -19,8 +18,7 @@ async def test_the_position_of_a_heartbeat_does_not_go_back() -> None:
     topics = frozenset({"quiet"})
     form = EventStreamForm(View.STREAMS)
     channel = Channel(log, topics, form, bytes, Metrics(), hurried.append, lambda: None)
-    written: list[bytes] = []
-    outlet = Outlet(asyncio.Transport(), written.append, bytes)
+    outlet = Socket()
     deadline = Deadline(3600.0, ClosingReason.MAX_AGE)
     reader = Follower(channel, outlet, iter(()), 0, deadline, 30.0)
     channel.add(reader)

@@ -1,55 +1,15 @@
 """The pump goes on where one whom it calls fails in a way that nobody expected."""
 
 import asyncio
-from collections.abc import Callable
 from typing import Any
 
-from gateway.delivery import Deadline, Follower, Piece, Pump
+from gateway.delivery import Deadline, Piece, Pump
 from gateway.event_log import EventLog, LogBounds
 from gateway.events import ClosingReason, StreamChunk
 from gateway.metrics import Metrics
 from gateway.web import sse
 from gateway.web.forms import EVENT_STREAM, FORMS, View
-from tests.running_gateway import DEADLINE
-
-
-class Broken(Exception):
-    pass
-
-
-class Socket:
-    """See `gateway.delivery.Outlet`."""
-
-    def __init__(self) -> None:
-        self.is_blocked = False
-        self.is_broken = False
-        self.written: asyncio.Queue[bytes] = asyncio.Queue()
-
-        self.write: Callable[[bytes], None] = self._write
-        self.frame: Callable[[bytes], bytes] = _as_it_is
-
-    def _write(self, data: bytes) -> None:
-        if self.is_broken:
-            raise Broken
-        self.written.put_nowait(data)
-
-    def follow(self, listener: Follower) -> None:
-        pass
-
-    def unsent(self) -> int:
-        return 0
-
-    def abort(self) -> None:
-        pass
-
-    async def until(self, text: bytes) -> None:
-        async with asyncio.timeout(DEADLINE):
-            while text not in await self.written.get():
-                pass
-
-
-def _as_it_is(data: bytes) -> bytes:
-    return data
+from tests.outlets import Broken, Socket
 
 
 async def test_a_reader_that_cannot_be_written_to_holds_up_no_other() -> None:
