@@ -10,7 +10,7 @@ SOURCES := $(wildcard gateway tests tools examples benchmarks clients/agent/live
 TEST_PROGRAMS := caddy chromium curl haproxy nginx npm openssl redis-server
 
 .DEFAULT_GOAL := help
-.PHONY: help install run demo test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold bench-delivery lock clean
+.PHONY: help install run demo test test-deps check format bench bench-rooms bench-send bench-streamed bench-joins bench-cold bench-delivery bench-agents lock clean
 
 help:       ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' Makefile | while read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
@@ -71,6 +71,9 @@ bench-cold: install  ## measure the first POST in a new room, beside a join by t
 
 bench-delivery: install  ## measure events to 1,000 readers, beside nchan and Mercure (about 10 minutes; needs Go)
 	@$(VENV)/bin/python -m benchmarks.delivery $(ARGS)
+
+bench-agents: install  ## measure agent sessions: events, turns, many agents, beside the SDK alone (about 5 minutes)
+	@$(VENV)/bin/python -m benchmarks.agents $(ARGS)
 
 lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade for the newest versions)
 	$(COMPILE) $(ARGS) pyproject.toml --output-file requirements.txt

@@ -34,9 +34,14 @@ class KeptConnection:
 
     async def post(self, text: str) -> bytes:
         """The answer's body."""
-        body = text.encode()
-        self._writer.write(b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(body), body))
-        return await self._answer()
+        self._write(text)
+        return await _answer(self._reader)
+
+    async def events(self, text: str) -> AsyncGenerator[bytes]:
+        """The blocks of an answer that is an event stream, each as soon as it is there."""
+        self._write(text)
+        async for block in _blocks(self._reader):
+            yield block
 
     def begin(self) -> None:
         """Begins a chunked POST, to be gone on with by `piece` and `end`."""
@@ -50,17 +55,14 @@ class KeptConnection:
 
     async def end(self) -> bytes:
         self._writer.write(b"0\r\n\r\n")
-        return await self._answer()
+        return await _answer(self._reader)
 
     def close(self) -> None:
         self._writer.close()
 
-    async def _answer(self) -> bytes:
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        length = _CONTENT_LENGTH.search(head)
-        body = await self._reader.readexactly(int(length[1])) if length else b""
-        _require_ok(head, body)
-        return body
+    def _write(self, text: str) -> None:
+        body = text.encode()
+        self._writer.write(b"%sContent-Length: %d\r\n\r\n%s" % (self._head, len(body), body))
 
 
 async def event_blocks(port: int, path: str, token: str) -> AsyncGenerator[bytes]:
@@ -71,13 +73,8 @@ async def event_blocks(port: int, path: str, token: str) -> AsyncGenerator[bytes
     )
     writer.write(request.encode())
     try:
-        _require_ok(await reader.readuntil(b"\r\n\r\n"), b"")
-        rest = b""
-        while size := int(await reader.readline(), 16):
-            *blocks, rest = (rest + await reader.readexactly(size)).split(b"\n\n")
-            await reader.readexactly(len(b"\r\n"))
-            for block in blocks:
-                yield block
+        async for block in _blocks(reader):
+            yield block
     finally:
         writer.close()
 
@@ -88,6 +85,27 @@ def event(block: bytes) -> tuple[str, dict[str, object]]:
     return fields.get("event", ""), json.loads(fields.get("data", "{}"))
 
 
-def _require_ok(head: bytes, body: bytes) -> None:
+def is_event(block: bytes, name: str) -> bool:
+    """Without reading its data."""
+    return f"event: {name}\n".encode() in block
+
+
+async def _blocks(reader: asyncio.StreamReader) -> AsyncGenerator[bytes]:
+    await _answer(reader)
+    rest = b""
+    while size := int(await reader.readline(), 16):
+        *blocks, rest = (rest + await reader.readexactly(size)).split(b"\n\n")
+        await reader.readexactly(len(b"\r\n"))
+        for block in blocks:
+            yield block
+    await reader.readexactly(len(b"\r\n"))
+
+
+async def _answer(reader: asyncio.StreamReader) -> bytes:
+    """The body of an answer that says how long it is; of another, its head alone is read."""
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = _CONTENT_LENGTH.search(head)
+    body = await reader.readexactly(int(length[1])) if length else b""
     if not head.startswith(b"HTTP/1.1 200 "):
         raise HttpError((head + body).decode(errors="replace"))
+    return body

@@ -4,14 +4,14 @@ import asyncio
 import hashlib
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from livekit import rtc
 
-from benchmarks.http_client import event, event_blocks
+from benchmarks.http_client import event, event_blocks, is_event
 from benchmarks.senders import TOPIC
 from benchmarks.texts import LOOK, latencies
 
@@ -49,6 +49,11 @@ class Receiver(Arrivals[int]):
 
     def arrived(self, text: str, now: int) -> None:
         self._add(latencies(text, now))
+
+    def take_block(self, block: bytes, now: int) -> None:
+        name, data = event(block)
+        if name == "stream.chunk":
+            self.arrived(str(data["text"]), now)
 
     async def read(self, reader: rtc.TextStreamReader) -> None:
         async for text in reader:
@@ -111,19 +116,19 @@ class DigestReceiver(Arrivals[Digested]):
             self._add([(reader.info.stream_id, digested)])
 
 
-async def subscribe(receiver: Receiver, port: int, path: str, token: str) -> "asyncio.Task[None]":
-    """Follows an event stream until the task is cancelled; returns once it is open."""
+async def subscribe(
+    take: Callable[[bytes, int], None], port: int, path: str, token: str
+) -> "asyncio.Task[None]":
+    """Follows an event stream until the task is cancelled; returns once it is open. `take` gets each block,
+    and when it was there."""
     opened = asyncio.Event()
 
     async def follow() -> None:
         async with aclosing(event_blocks(port, path, token)) as blocks:
             async for block in blocks:
-                now = time.monotonic_ns()
-                name, data = event(block)
-                if name == "gateway.opened":
+                take(block, time.monotonic_ns())
+                if is_event(block, "gateway.opened"):
                     opened.set()
-                if name == "stream.chunk":
-                    receiver.arrived(str(data["text"]), now)
 
     task = asyncio.create_task(follow())
     task.add_done_callback(lambda _: opened.set())

@@ -10,7 +10,12 @@ from jwt.warnings import InsecureKeyLengthWarning
 from benchmarks import machine
 from benchmarks.load_client import LoadNotBuilt
 from benchmarks.stage import Stage, WorkerFailed, report, staged
+from tests.agent.running_agent import AgentFailed
+from tools.agent_environment import AgentEnvironmentFailed
 from tools.livekit_server import LiveKitServerError
+
+FAILURES = (LiveKitServerError, WorkerFailed, LoadNotBuilt, AgentEnvironmentFailed, AgentFailed)
+"""Whose text is for a person."""
 
 
 def run(measure: Callable[[Stage], Awaitable[str]], *, within: float, gateway: bool = True) -> int:
@@ -40,7 +45,7 @@ def _printed(measured: Callable[[], str], within: float) -> int:
     quiet = machine.Quiet()
     try:
         figures = measured()
-    except (LiveKitServerError, WorkerFailed, LoadNotBuilt) as error:
+    except FAILURES as error:
         report(str(error))
         return 1
     except TimeoutError:

@@ -16,7 +16,7 @@ from typing import Any
 from benchmarks.worker import Place
 from gateway.rooms.tokens import mint
 from tools.child_process import ChildProcess, http_status, last_lines
-from tools.livekit_server import find_livekit_server, start_livekit_server
+from tools.livekit_server import LiveKitServer, find_livekit_server, start_livekit_server
 
 READY_SECONDS = 20.0
 """The gateway is ready within two."""
@@ -39,24 +39,15 @@ def report(line: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    livekit_url: str
-    api_key: str
-    api_secret: str
+    livekit: LiveKitServer
     gateway_port: int
     pids: dict[str, int]
     """Of the LiveKit server, and of the gateway if there is one."""
 
     def place(self, room: str, identity: str) -> Place:
-        token = mint(
-            self.api_key,
-            self.api_secret,
-            room=room,
-            identity=identity,
-            ttl=TOKEN_TTL,
-        )
-        return Place(
-            self.livekit_url, self.gateway_port, room, token, self.api_key, self.api_secret
-        )
+        key, secret = self.livekit.api_key, self.livekit.api_secret
+        token = mint(key, secret, room=room, identity=identity, ttl=TOKEN_TTL)
+        return Place(self.livekit.url, self.gateway_port, room, token, key, secret)
 
 
 @contextmanager
@@ -76,7 +67,7 @@ def staged(*, gateway: bool = True) -> Iterator[Stage]:
                 "GATEWAY_PORT": str(port),
             }
             pids = {"livekit-server": livekit.pid}
-            stage = Stage(livekit.url, livekit.api_key, livekit.api_secret, port, pids)
+            stage = Stage(livekit, port, pids)
             if not gateway:
                 yield stage
                 return
@@ -123,7 +114,7 @@ class Worker:
     def pid(self) -> int:
         return self._process.pid
 
-    async def do(self, command: str, *arguments: float) -> Any:
+    async def do(self, command: str, *arguments: float | str) -> Any:
         return await self._ask(json.dumps([command, arguments]))
 
     async def begin(self, line: str) -> None:

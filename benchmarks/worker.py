@@ -20,6 +20,14 @@ from jwt.warnings import InsecureKeyLengthWarning
 from livekit import rtc
 
 from benchmarks import machine
+from benchmarks.agent_clients import (
+    ColdAskers,
+    Conversations,
+    HttpAsker,
+    SdkAsker,
+    SdkEvents,
+    SseEvents,
+)
 from benchmarks.connections import Connections, GatewayConnections, Newcomers, SdkConnections
 from benchmarks.receivers import (
     Arrivals,
@@ -100,7 +108,7 @@ async def rooms_sender(place: Place) -> AsyncIterator[Mapping[str, Command]]:
 async def http_receiver(place: Place) -> AsyncIterator[Mapping[str, Command]]:
     receiver = Receiver()
     path = f"/rooms/{place.room}/topics/{TOPIC}/events"
-    following = await subscribe(receiver, place.gateway_port, path, place.token)
+    following = await subscribe(receiver.take_block, place.gateway_port, path, place.token)
     try:
         yield {"take": receiver.take}
     finally:
@@ -150,6 +158,65 @@ async def newcomers(place: Place) -> AsyncIterator[Mapping[str, Command]]:
         await coming.close()
 
 
+@contextlib.asynccontextmanager
+async def http_agent_events(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    events = SseEvents()
+    path = f"/rooms/{place.room}/agent/events"
+    following = await subscribe(events.take_block, place.gateway_port, path, place.token)
+    try:
+        yield {"take": events.take}
+    finally:
+        following.cancel()
+
+
+@contextlib.asynccontextmanager
+async def sdk_agent_events(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    room = rtc.Room()
+    events = SdkEvents(room)
+    await _joined(place, room)
+    try:
+        yield {"take": events.take}
+    finally:
+        await room.disconnect()
+
+
+@contextlib.asynccontextmanager
+async def http_asker(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    asker = await HttpAsker.open(place.gateway_port, place.room, place.token)
+    try:
+        yield {"ask": asker.ask}
+    finally:
+        asker.close()
+
+
+@contextlib.asynccontextmanager
+async def sdk_asker(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    room = rtc.Room()
+    asker = SdkAsker(room)
+    await _joined(place, room)
+    try:
+        yield {"ask": asker.ask}
+    finally:
+        await asker.close()
+
+
+@contextlib.asynccontextmanager
+async def cold_askers(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    askers = ColdAskers(
+        place.livekit_url, place.gateway_port, place.room, place.api_key, place.api_secret
+    )
+    yield {"turn": askers.turn, "turns": askers.turns, "sdk_turn": askers.sdk_turn}
+
+
+@contextlib.asynccontextmanager
+async def conversations(place: Place) -> AsyncIterator[Mapping[str, Command]]:
+    held = Conversations(place.gateway_port, place.room, place.api_key, place.api_secret)
+    try:
+        yield {"open": held.open, "converse": held.converse, "told": held.told}
+    finally:
+        await held.close()
+
+
 DEAF = Listener(lambda event: None, lambda: None, lambda: None, lambda reason: None)
 
 ROLES: Mapping[str, Callable[[Place], Commands]] = {
@@ -163,6 +230,12 @@ ROLES: Mapping[str, Callable[[Place], Commands]] = {
     "gateway_connections": gateway_connections,
     "sdk_connections": sdk_connections,
     "newcomers": newcomers,
+    "http_agent_events": http_agent_events,
+    "sdk_agent_events": sdk_agent_events,
+    "http_asker": http_asker,
+    "sdk_asker": sdk_asker,
+    "cold_askers": cold_askers,
+    "conversations": conversations,
 }
 
 
