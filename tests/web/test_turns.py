@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from livekit.protocol.agent_pb import agent_session as pb
 
 from gateway import turn as turn_rule
 from gateway.web import turns
@@ -346,6 +347,31 @@ async def test_no_form_of_what_an_agent_tells_breaks_a_turn(serve_memory: Serve,
         for told in HOSTILE:
             await agent.tells_as_helper(**told)
         await agent.tells_as_helper(type="speech_finished", speech_id="None")
+        await agent.is_in("speaking")
+        await agent.say("Good day.")
+        await agent.adds("assistant", "Good day.")
+        await agent.is_in("listening")
+        answer = await asking
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"] == "Good day."
+
+
+async def test_what_is_nested_as_deep_as_can_be_read_breaks_nothing(
+    serve_memory: Serve, room: str
+) -> None:
+    """What is read with a short stack may not be with a longer one: each depth is tried."""
+    async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await agent.hears("hello")
+        await agent.takes("hello")
+        for depth in range(800, 1_000):
+            message = pb.AgentSessionMessage()
+            members = '{"error":' + "[" * depth + "]" * depth + "}"
+            payload: Any = {"livekit-sse-gateway": 1, "type": "error", "members": members}
+            message.event.debug_message.payload.update(payload)
+            await agent.send(message.SerializeToString())
         await agent.is_in("speaking")
         await agent.say("Good day.")
         await agent.adds("assistant", "Good day.")
