@@ -149,7 +149,11 @@ class TurnsEndpoint:
         form = body_form(request)
         if form.media_type not in (PLAIN, JSON):
             raise UnsupportedMediaType(f"A turn takes '{PLAIN}' or '{JSON}'.")
-        body: _Body = (_StreamedAnswer if streamed else _ObjectAnswer)(request, send)
+        body: _Body = (
+            _StreamedAnswer(request, send, self._settings.write_timeout)
+            if streamed
+            else _ObjectAnswer(request, send)
+        )
         key = idempotency_key(request)
         asked = fingerprint(given, form.media_type, form.compressed)
         owner = Owner(caller.room, caller.identity)
@@ -476,10 +480,12 @@ class _ObjectAnswer:
 class _StreamedAnswer:
     """Server-Sent Events."""
 
-    def __init__(self, request: Request, send: Send) -> None:
+    def __init__(self, request: Request, send: Send, write_timeout: float) -> None:
+        """`write_timeout`: seconds after which a client is dropped that is waited for and takes nothing."""
         self.has_begun = False
         self._scope = request.scope
         self._send = send
+        self._write_timeout = write_timeout
         self._outlet: Outlet | None = None
 
     async def begin(self, started: AgentTurnStarted) -> None:
@@ -487,7 +493,8 @@ class _StreamedAnswer:
         self._outlet = outlet = self._scope["state"]["open_outlet"]()
         headers = {"Content-Type": f"{EVENT_STREAM}; charset=utf-8"} | HEADERS
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        with self._dropped_if_it_stalls(outlet):  # it may have left an earlier answer unread
+            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
         outlet.follow(self)
         self.write(sse.encode(started))
 
@@ -505,8 +512,20 @@ class _StreamedAnswer:
 
     async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None:
         self.write(sse.encode(last))
-        with suppress(RuntimeError):  # likewise
+        with suppress(RuntimeError), self._dropped_if_it_stalls(self._outlet):  # likewise
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @contextmanager
+    def _dropped_if_it_stalls(self, outlet: Outlet | None) -> Iterator[None]:
+        """ASGI waits for a client to take what it was written, however long it does not."""
+        if outlet is None:
+            yield
+            return
+        stall = asyncio.get_running_loop().call_later(self._write_timeout, outlet.abort)
+        try:
+            yield
+        finally:
+            stall.cancel()
 
     # What the outlet tells
 

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -316,6 +319,67 @@ async def test_a_gateway_that_goes_says_so(serve_memory: Serve, room: str, strea
         )
     else:
         assert _code(answer) == (503, "draining")
+
+
+async def test_a_client_that_takes_nothing_of_the_end_is_dropped(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory(write_timeout=0.2) as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        async with _standing_still(gateway, _head_of_turn(gateway, room) + b"hello"):
+            await agent.hears("hello")
+            await agent.takes("hello")
+            await agent.is_in("speaking")
+            for _ in range(3):  # more than sockets hold, and less than is held for it
+                await agent.tells_as_helper(type="user_input_transcribed", transcript=LARGE)
+            await agent.adds("assistant", "Good day.")
+            await agent.is_in("listening")
+            await poll_until(lambda: gateway.hub.metrics.turns["completed"])
+            await poll_until(lambda: not gateway.server.server_state.connections)
+
+
+async def test_a_client_that_takes_nothing_before_its_answer_does_not_hold_up_the_next(
+    serve_memory: Serve, room: str
+) -> None:
+    """It has not read what it asked for before, on the same connection."""
+    contract = b"GET /openapi.yaml HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    async with serve_memory(write_timeout=0.2) as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asked = contract * 2 + _head_of_turn(gateway, room) + b"hello"
+        async with _standing_still(gateway, asked):
+            await agent.answers("hello", "Good day.")
+            await poll_until(lambda: gateway.hub.metrics.turns["completed"])
+            asking = _asking(gateway, room, "once more")
+            await agent.answers("once more", "Good day again.")
+            answer = await asking
+
+    assert answer.json()["text"] == "Good day again."
+
+
+LARGE = "x" * 300_000
+
+
+def _head_of_turn(gateway: RunningGateway, room: str) -> bytes:
+    return (
+        f"POST /rooms/{room}/agent/turns HTTP/1.1\r\n"
+        "Host: gateway\r\n"
+        f"Authorization: Bearer {gateway.token('alice', room)}\r\n"
+        "Content-Type: text/plain\r\n"
+        "Content-Length: 5\r\n\r\n"
+    ).encode()
+
+
+@asynccontextmanager
+async def _standing_still(gateway: RunningGateway, asked: bytes) -> AsyncIterator[None]:
+    """A client that asks, and reads nothing of what is answered."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (host, int(port)))
+        await loop.sock_sendall(client, asked)
+        yield
 
 
 HOSTILE: list[dict[str, Any]] = [
