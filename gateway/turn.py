@@ -26,9 +26,20 @@ STREAMS_WITHIN = 0.15
 MOST_HELD = 1024 * 1024
 """Bytes of events that are held until it is known whether the text is accepted. What is older is not shown."""
 
+HELD_EACH = 1_024
+"""What an event takes beside its bytes once it is read, a short one several times as much as these."""
+
 MOST_KEPT = 256 * 1024
 """Characters of text, tool calls and errors that are told together at the end, and remembered with a key."""
 
+KEPT_EACH = 100
+"""Characters that a message, a call or an error takes beside its own: an agent may tell any number of empty ones."""
+
+MOST_AT_ONCE = 1_000
+"""Streams, tools, replies and speeches of a turn that are known each; agents have a few."""
+
+ID_CHARACTERS = 256
+"""Of an id, by which it is told from others; LiveKit Agents' have some twenty."""
 
 Object = Mapping[str, Any]
 """Of JSON."""
@@ -108,9 +119,9 @@ class Turn:
         if self.has_begun:
             return [frame] if self._take(event, now) else []
         self._held.append((event, frame))
-        self._held_bytes += len(frame)
+        self._held_bytes += len(frame) + HELD_EACH
         while self._held_bytes > MOST_HELD:
-            self._held_bytes -= len(self._held.pop(0)[1])
+            self._held_bytes -= len(self._held.pop(0)[1]) + HELD_EACH
         self._await_beginning(event, now)
         if not self.has_begun:
             return []
@@ -167,7 +178,7 @@ class Turn:
                 if _role(item) == "user" and self._is_text(_text(item)):
                     created_at = _number(item.get("created_at")) or _number(event["created_at"])
                     self._begin(int(created_at * 1000), now)
-                    self._item_id = str(item.get("id"))
+                    self._item_id = _id(item.get("id"))
             case "agent.agent_state_changed":
                 self._state = event["new_state"]
                 self._idle_since = now
@@ -220,9 +231,9 @@ class Turn:
                 self._said(_object(event.get("item")))
             case "agent.speech_created":
                 self._has_speeches = True
-                self._speeches.add(str(event.get("speech_id")))
+                _note(self._speeches, event.get("speech_id"))
             case "agent.speech_finished":
-                speech = str(event.get("speech_id"))
+                speech = _id(event.get("speech_id"))
                 if speech in self._speeches:
                     self._speeches.discard(speech)
                     self._was_interrupted |= bool(event.get("interrupted"))
@@ -249,6 +260,8 @@ class Turn:
         at = event["timestamp"]
         if at < self._from_ms or (self._rests_since is not None and at > self._until_ms):
             return False
+        if len(self._streams) >= MOST_AT_ONCE:
+            return False
         self._streams[event["stream_id"]] = Folded()
         self._open.add(event["stream_id"])
         return True
@@ -268,21 +281,21 @@ class Turn:
 
     def _said(self, item: Object) -> None:
         role = _role(item)
-        if role == "user" and str(item.get("id")) != self._item_id:
+        if role == "user" and _id(item.get("id")) != self._item_id:
             self.outcome = Outcome.SUPERSEDED
         elif role == "assistant":
             self._is_paused = False
             self._was_interrupted = bool(item.get("interrupted"))
             text = _text(item)
-            if self._keep(len(text)):
+            if self._keep(KEPT_EACH + len(text)):
                 self._messages.append(text)
 
     def _worked(self, update: Object) -> None:
-        call_id = str(update.get("call_id"))
+        call_id = _id(update.get("call_id"))
         match update.get("type"):
             case "tool_call_started":
                 call = _object(update.get("function_call"))
-                self._running.add(str(call.get("call_id")))
+                _note(self._running, call.get("call_id"))
                 self._called(call, {})
             case "tool_call_updated":
                 self._expect_reply(update)
@@ -292,22 +305,22 @@ class Turn:
                 if message is not None:
                     self._expect_reply(update)
                     self._return(call_id, message, update.get("status") == "error")
-                    self._returned.add(call_id)
+                    _note(self._returned, call_id)
             case "tool_reply_updated" if update.get("status") != "scheduled":
-                self._replies.difference_update(map(str, _list(update.get("update_ids"))))
+                self._replies.difference_update(map(_id, _list(update.get("update_ids"))))
             case _:
                 pass  # newer than we are
 
     def _expect_reply(self, update: Object) -> None:
         # By its id it is told from what the next answer of the model voices anyway.
         if update.get("id") != update.get("call_id") and not update.get("silent"):
-            self._replies.add(str(update.get("id")))
+            _note(self._replies, update.get("id"))
 
     def _called(self, call: Object, output: Object) -> None:
-        call_id = str((call or output).get("call_id"))
+        call_id = _id((call or output).get("call_id"))
         if call_id not in self._calls:
-            name, arguments = call.get("name"), call.get("arguments")
-            if not self._keep(_size(name) + _size(arguments)):
+            name, arguments = _string(call.get("name")), _string(call.get("arguments"))
+            if not self._keep(KEPT_EACH + _size(call_id, name, arguments)):
                 return
             self._calls[call_id] = {
                 "call_id": call_id,
@@ -323,7 +336,8 @@ class Turn:
     def _return(self, call_id: str, output: object, is_error: object) -> None:
         call = self._calls.get(call_id)
         if call is not None and call["output"] != output and self._keep(_size(output)):
-            call["output"], call["is_error"] = output, is_error
+            call["output"] = output
+            call["is_error"] = is_error if isinstance(is_error, bool) else None
 
     def _used(self, metrics: Object) -> None:
         kind, names = _USAGE.get(str(metrics.get("type")), ("", {}))
@@ -333,7 +347,7 @@ class Turn:
         of = (kind, str(by.get("model_provider") or ""), str(by.get("model_name") or ""))
         self._usage = self._usage or {}
         if of not in self._usage:
-            if not self._keep(sum(map(len, of))):
+            if not self._keep(KEPT_EACH + _size(*of)):
                 return
             self._usage[of] = dict(zip(("type", "provider", "model"), of, strict=True))
         used = self._usage[of]
@@ -345,8 +359,9 @@ class Turn:
         # What was said is typed: an agent that cannot hear may answer it all the same.
         if error.get("recoverable") is False and error.get("type") != "stt_error":
             self._has_failed = True
-        if self._keep(_size(error)):
-            self._errors.append({"error": error, "source": _object(event.get("source")) or None})
+        source = _object(event.get("source")) or None
+        if self._keep(KEPT_EACH + _size(error, source)):
+            self._errors.append({"error": error, "source": source})
 
     def _keep(self, size: int) -> bool:
         """Whether there is room for so much more of what is told at the end."""
@@ -407,6 +422,19 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _id(value: object) -> str:
+    return str(value)[:ID_CHARACTERS]
+
+
+def _note(ids: set[str], one: object) -> None:
+    if len(ids) < MOST_AT_ONCE:
+        ids.add(_id(one))
+
+
 def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and abs(value) < _MOST
     return value if is_number else 0  # type: ignore[return-value]
@@ -415,8 +443,8 @@ def _number(value: object) -> float:
 _MOST = 2**53
 
 
-def _size(value: object) -> int:
-    return len(value) if isinstance(value, str) else len(json.dumps(value))
+def _size(*values: object) -> int:
+    return sum(len(each) if isinstance(each, str) else len(json.dumps(each)) for each in values)
 
 
 _USAGE: Mapping[str, tuple[str, Mapping[str, str]]] = {

@@ -1,6 +1,9 @@
 """The rule of a turn, without anybody who waits for it."""
 
+import json
 import random
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -304,3 +307,76 @@ def test_what_it_holds_is_bounded_before_it_begins_and_afterwards() -> None:
 
     assert result["truncated"]
     assert len(result["text"].replace("\n", "")) <= MOST_KEPT
+
+
+LONG = "z" * 50_000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda n: _agent("speech_created", speech_id=f"{n}{LONG}"),
+        lambda n: _agent("error", error={}, source={"label": f"{n}{LONG}"}),
+        lambda n: _tool("tool_call_started", function_call={"call_id": f"{n}{LONG}"}),
+        lambda n: _tool("tool_call_updated", id=f"{n}{LONG}", call_id="1"),
+        lambda n: _tool("tool_call_ended", id="1", call_id=f"{n}{LONG}", message="done"),
+        lambda n: _called(f"{n}", is_error=LONG + str(n)),
+        lambda n: _stream("opened", f"{n}", 0.1),
+    ],
+    ids=[
+        "speeches",
+        "sources of errors",
+        "tools",
+        "replies",
+        "outputs",
+        "forms of a member",
+        "streams",
+    ],
+)
+def test_whatever_an_agent_tells_however_often_is_held_within_bounds(
+    told: Callable[[int], Event],
+) -> None:
+    turn = _turn()
+    _fed(turn, PLAIN[:2])
+    tracemalloc.start()
+    for number in range(10_000):
+        turn.feed(told(number), FRAME, 0.0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 1_000_000
+    assert len(json.dumps(turn.result())) < 2 * MOST_KEPT
+
+
+def test_short_events_are_held_within_bounds_too_until_it_begins() -> None:
+    turn = _turn()
+    tracemalloc.start()
+    for number in range(20_000):
+        event = _agent("user_state_changed", number=number)
+        turn.feed(event, json.dumps(event).encode(), 0.0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 2 * MOST_HELD
+
+
+def test_a_long_answer_in_short_pieces_is_told_whole() -> None:
+    turn = _turn()
+    words = " ".join(["word"] * 20_000)
+    _fed(turn, [*PLAIN[:3], *_text("a", words, 0.03), _state("speaking", "listening", 0.06)])
+    turn.look(QUIET)
+
+    assert turn.result()["text"] == words.replace(" ", "")
+    assert not turn.result()["truncated"]
+
+
+def _tool(kind: str, **update: Any) -> Event:
+    return _agent("tool_execution_updated", update={"type": kind, **update})
+
+
+def _called(call_id: str, **output: Any) -> Event:
+    pair = {
+        "function_call": {"call_id": call_id, "name": "look", "arguments": "{}"},
+        "function_call_output": {"call_id": call_id, "output": "", **output},
+    }
+    return _agent("function_tools_executed", zipped=[pair])
