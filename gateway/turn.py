@@ -180,8 +180,10 @@ class Turn:
                     self._begin(int(created_at * 1000), now)
                     self._item_id = _id(item.get("id"))
             case "agent.agent_state_changed":
-                self._state = event["new_state"]
+                before, self._state = self._state, event["new_state"]
                 self._idle_since = now
+                if before in BUSY and self._state not in BUSY:
+                    self._forget_done()
                 if event["created_at_is"] is None and self._state in BUSY:
                     # Of an agent that tells nothing else there is no better sign.
                     self._begin(0, now)
@@ -190,6 +192,18 @@ class Turn:
                 self._close(event)
             case _:
                 pass
+
+    def _forget_done(self) -> None:
+        """What the agent did until it rested was of another turn: its tools and errors are none of this one.
+
+        Of streams, their times tell; a speech may have been created for this one.
+        """
+        self._held = [
+            (event, frame)
+            for event, frame in self._held
+            if not event["type"].startswith("agent.") or event["type"].startswith("agent.speech_")
+        ]
+        self._held_bytes = sum(len(frame) + HELD_EACH for _, frame in self._held)
 
     def _begin(self, from_ms: int, now: float) -> None:
         self.has_begun = True
@@ -203,9 +217,14 @@ class Turn:
 
     def _take_early(self, event: Object, now: float) -> bool:
         """Of what came before it was known that the text is accepted: how the agent was then does not matter."""
-        if event["type"] in ("agent.agent_state_changed", "agent.conversation_item_added"):
-            return True
-        return self._take(event, now)
+        match event["type"]:
+            case "agent.agent_state_changed" | "agent.conversation_item_added":
+                return True
+            case "agent.speech_finished":
+                self._speeches.discard(_id(event.get("speech_id")))  # cut short for this one, maybe
+                return True
+            case _:
+                return self._take(event, now)
 
     # What comes of it
 

@@ -278,6 +278,44 @@ def test_other_agents_and_what_is_said_before_are_none_of_it() -> None:
     assert shown == [5, 6, 7, 8, 9, 10]
 
 
+def test_what_the_agent_does_for_another_until_it_takes_the_text_is_none_of_it() -> None:
+    error = {"type": "llm_error", "recoverable": False, "message": "broken"}
+    used = {"type": "llm_metrics", "completion_tokens": 7, "metadata": {}}
+    busy = [
+        _agent("speech_created", -0.9, speech_id="of another"),
+        _called("of another"),
+        _tool("tool_call_started", function_call={"call_id": "of another"}),
+        _agent("metrics_collected", -0.8, metrics=used),
+        _agent("error", -0.7, error=error, source=None),
+        *_text("of another", "Good evening", -0.6),
+        _agent("speech_created", -0.5, speech_id="s1"),
+        _agent("speech_finished", -0.4, speech_id="of another", interrupted=True),
+        _state("speaking", "listening", -0.3),
+        _agent("user_state_changed", -0.1),
+    ]
+    answer = [
+        *PLAIN[:3],
+        *_text("a", "Good day", 0.03),
+        _state("speaking", "listening", 0.06),
+        _agent("speech_finished", 0.07, speech_id="s1", interrupted=False),
+    ]
+    turn = Turn("agent", "hello", "speaking", True, now=0.0, limit=100.0)
+    events = [*busy, *answer]
+    shown = [events[number] for number in _fed(turn, events)]
+    turn.look(STREAMS_WITHIN)
+
+    assert turn.result() == {
+        "outcome": "completed",
+        "text": "Goodday",
+        "tool_calls": [],
+        "usage": None,
+        "errors": [],
+        "truncated": False,
+    }
+    speeches = [busy[0], busy[-4], busy[-3]]
+    assert shown == [*speeches, busy[-1], *answer]
+
+
 def test_a_text_that_the_helper_cut_is_known_by_its_beginning() -> None:
     text = "word " * 100
     turn = _turn(text)
