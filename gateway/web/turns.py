@@ -316,9 +316,11 @@ async def _before(limit: float, may_begin: Callable[[], Awaitable[None]]) -> Non
 async def _agent(
     connection: Connection, asking: _Asking, limit: float
 ) -> tuple[Participant, KnownAgent]:
-    """Who is asked. Raises AgentUnavailable, AgentAmbiguous, AgentClosed."""
+    """Who is asked. Raises TurnTimedOut, AgentUnavailable, AgentAmbiguous, AgentClosed."""
     left = limit - asyncio.get_running_loop().time()
-    await connection.until_agent_listens(min(asking.agent_timeout, max(left, 0)), asking.agent)
+    if left <= 0:
+        raise TurnTimedOut("Joining the room took all of the time; nothing was sent.")
+    await connection.until_agent_listens(min(asking.agent_timeout, left), asking.agent)
     there = [
         (participant, known)
         for participant, known in connection.agents

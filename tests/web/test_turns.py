@@ -3,7 +3,7 @@
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,11 +12,14 @@ import pytest
 from livekit.protocol.agent_pb import agent_session as pb
 
 from gateway import turn as turn_rule
+from gateway.rooms.base import Listener
+from gateway.rooms.memory import MemoryRoom, MemoryRooms
+from gateway.settings import Settings
 from gateway.web import turns
 from tests.bare_agent import bare_agent
 from tests.conftest import Serve
 from tests.polling import poll_until
-from tests.running_gateway import RunningGateway
+from tests.running_gateway import RunningGateway, running
 
 ASKS = {"Content-Type": "text/plain", "Accept": "application/json"}
 
@@ -297,6 +300,58 @@ async def test_turns_are_bounded(
         await asking
 
     assert _code(more) == (429, "too_many_turns")
+
+
+class SlowRooms(MemoryRooms):
+    """Joining takes until `gate`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joining = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> MemoryRoom:
+        self.joining.set()
+        await self.gate.wait()
+        return await super().join(room, identity, token, topics, listener)
+
+
+async def test_a_client_that_goes_while_the_room_is_joined_asks_nothing(room: str) -> None:
+    rooms = SlowRooms()
+    async with (
+        running(rooms, Settings("ws://in-process", "devkey", "secret")) as gateway,
+        bare_agent(gateway, room) as agent,
+    ):
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await rooms.joining.wait()
+        asking.cancel()
+        await poll_until(lambda: not gateway.server.server_state.connections)
+        rooms.gate.set()
+        route = "/rooms/{room:segment}/agent/turns"
+        await poll_until(lambda: gateway.hub.metrics.requests["POST", route, 499])
+        nothing = agent.heard.empty()
+
+    assert nothing
+
+
+async def test_a_join_that_takes_all_of_the_time_asks_nothing(room: str) -> None:
+    rooms = SlowRooms()
+    async with (
+        running(rooms, Settings("ws://in-process", "devkey", "secret")) as gateway,
+        bare_agent(gateway, room) as agent,
+    ):
+        await agent.show("listening")
+        asking = _asking(gateway, room, timeout="1")
+        await rooms.joining.wait()
+        asyncio.get_running_loop().call_later(1.0, rooms.gate.set)
+        answer = await asking
+        nothing = agent.heard.empty()
+
+    assert _code(answer) == (504, "timed_out")
+    assert nothing
 
 
 @pytest.mark.parametrize("streamed", [True, False])
