@@ -64,8 +64,8 @@ class Outcome(StrEnum):
 
 BUSY = ("thinking", "speaking")
 
-_CUT_AT_LEAST = 200
-"""Characters of a text of which the helper tells the beginning alone."""
+_CUT_TO = (256, 2_048, 16_384)
+"""Characters of a text of which the helper tells the beginning alone, `…` as the last one."""
 
 
 class Turn:
@@ -125,8 +125,8 @@ class Turn:
         self._await_beginning(event, now)
         if not self.has_begun:
             return []
-        held, self._held = self._held, []
-        return [each for earlier, each in held if self._take_early(earlier, now)]
+        held, self._held = self._held[:-1], []
+        return [*(each for earlier, each in held if self._take_early(earlier, now)), frame]
 
     @property
     def is_over(self) -> bool:
@@ -157,14 +157,15 @@ class Turn:
 
     def result(self) -> dict[str, Any]:
         """What came of it, of which each part is null where nobody has told."""
-        streams = [stream.text for stream in self._streams.values()]
+        streams = [stream.text.strip() for stream in self._streams.values()]
+        messages = [_whole(message, streams) for message in self._messages]
         return {
             "outcome": self.outcome,
-            "text": "\n".join(filter(None, map(str.strip, self._messages or streams))),
+            "text": "\n".join(filter(None, messages or streams)),
             "tool_calls": list(self._calls.values()),
             "usage": None if self._usage is None else {"model_usage": list(self._usage.values())},
             "errors": self._errors,
-            "truncated": self._left < 0,
+            "truncated": self._left < 0 or any(map(_is_cut, messages)),
         }
 
     # Its beginning
@@ -211,15 +212,16 @@ class Turn:
         self._listens_since = now
 
     def _is_text(self, said: str) -> bool:
-        if said.endswith("…") and len(said) > _CUT_AT_LEAST:
-            return self._text.startswith(said[:-1].strip())
+        if _is_cut(said) and self._text.startswith(said[:-1].strip()):
+            return True
         return said.strip() == self._text
 
     def _take_early(self, event: Object, now: float) -> bool:
-        """Of what came before it was known that the text is accepted: how the agent was then does not matter."""
+        """Of what came before it was known that the text is accepted: how the agent was then, and what was said, is
+        none of it."""
         match event["type"]:
             case "agent.agent_state_changed" | "agent.conversation_item_added":
-                return True
+                return False
             case "agent.speech_finished":
                 self._speeches.discard(_id(event.get("speech_id")))  # cut short for this one, maybe
                 return True
@@ -418,6 +420,18 @@ class Turn:
             self.outcome = Outcome.COMPLETED
         else:
             self.outcome = Outcome.DID_NOT_ANSWER
+
+
+def _is_cut(text: str) -> bool:
+    return len(text) in _CUT_TO and text.endswith("…")
+
+
+def _whole(message: str, streams: list[str]) -> str:
+    """With what the helper cut off, where that was said on a stream, too."""
+    if _is_cut(message):
+        begun = message[:-1].strip()
+        return next((text for text in streams if text.startswith(begun)), message)
+    return message.strip()
 
 
 def _role(item: Object) -> object:

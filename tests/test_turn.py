@@ -275,7 +275,7 @@ def test_other_agents_and_what_is_said_before_are_none_of_it() -> None:
     other = [{**event, "participant_identity": "other"} for event in PLAIN]
     shown = _fed(turn, [*other, _item("user", "something else"), *PLAIN])
 
-    assert shown == [5, 6, 7, 8, 9, 10]
+    assert shown == [6, 7, 8, 9, 10]
 
 
 def test_what_the_agent_does_for_another_until_it_takes_the_text_is_none_of_it() -> None:
@@ -319,9 +319,24 @@ def test_what_the_agent_does_for_another_until_it_takes_the_text_is_none_of_it()
 def test_a_text_that_the_helper_cut_is_known_by_its_beginning() -> None:
     text = "word " * 100
     turn = _turn(text)
-    _fed(turn, [_item("user", text[:250] + "…")])
+    _fed(turn, [_item("user", text[:255] + "…")])
 
     assert turn.has_begun
+
+
+@pytest.mark.parametrize(("is_said", "told"), [(True, "whole"), (False, "cut")])
+def test_an_answer_that_the_helper_cut_is_told_whole_or_as_truncated(
+    is_said: bool, told: str
+) -> None:
+    text = "word" * 500
+    cut = text[:255] + "…"
+    turn = _turn()
+    said = _text("a", text, 0.03) if is_said else []
+    _fed(turn, [*PLAIN[:3], *said, _item("assistant", cut), PLAIN[-1]])
+    turn.look(QUIET)
+
+    assert turn.result()["text"] == {"whole": text, "cut": cut}[told]
+    assert turn.result()["truncated"] is (told == "cut")
 
 
 def test_an_agent_that_is_busy_is_given_its_time() -> None:
