@@ -357,12 +357,12 @@ class _Answering:
             while (outcome := self._turn.outcome) is None:
                 self._changed.clear()
                 seq = await self._read(seq)
+                self._turn.look(asyncio.get_running_loop().time())
                 if self._turn.is_over:
                     continue
                 if seq < self._log.head.seq:
-                    await asyncio.sleep(
-                        0
-                    )  # an agent that tells without end is not to be all that is heard
+                    # An agent that tells without end is not to be all that is heard.
+                    await asyncio.sleep(0)
                 elif self._log.ended is not None:
                     raise _BrokenOff(self._log.ended)
                 else:
@@ -398,9 +398,7 @@ class _Answering:
             async with asyncio.timeout_at(min(due, beat)):
                 await self._changed.wait()
         except TimeoutError:
-            if loop.time() >= due:
-                self._turn.look(loop.time())
-            elif self._turn.has_begun:
+            if loop.time() < due and self._turn.has_begun:
                 self._body.write(sse.comment("heartbeat"))
 
 

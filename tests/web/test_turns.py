@@ -11,7 +11,7 @@ import httpx
 import pytest
 from livekit.protocol.agent_pb import agent_session as pb
 
-from gateway import turn as turn_rule
+from gateway import event_log, turn as turn_rule
 from gateway.rooms.base import Listener
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
 from gateway.settings import Settings
@@ -196,6 +196,25 @@ async def test_the_time_limit_ends_an_answer_and_tells_what_there_is(
     assert answer.status_code == 200
     assert answer.json()["outcome"] == "timed_out"
     assert answer.json()["text"] == "As far as it"
+
+
+async def test_the_time_limit_ends_it_also_where_the_agent_tells_faster_than_is_read(
+    serve_memory: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "READ_BYTES", 1)  # one event at a time
+    async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asking = _asking(gateway, room, timeout="1")
+        await agent.hears("hello")
+        await agent.takes("hello")
+        while not asking.done():
+            for _ in range(2):
+                await agent.tell(user_state_changed={})
+            await asyncio.sleep(0)
+        answer = await asking
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outcome"] == "timed_out"
 
 
 async def test_an_agent_that_leaves_in_the_middle_is_told_with_what_it_said(
