@@ -413,6 +413,10 @@ class _BrokenOff(Exception):
 def _unheard(why: GatewayClosing) -> GatewayError:
     if why.reason is ClosingReason.DRAIN:
         return Draining("The gateway is going away; what the agent answers is not known.")
+    if why.reason is ClosingReason.SLOW:
+        return LiveKitUnavailable(
+            "More came from the room than could be read; what the agent answers is not known."
+        )
     return LiveKitUnavailable(
         f"The connection to LiveKit has ended ({why.reason}); what the agent answers is not known."
     )

@@ -217,6 +217,19 @@ async def test_the_time_limit_ends_it_also_where_the_agent_tells_faster_than_is_
     assert answer.json()["outcome"] == "timed_out"
 
 
+async def test_more_than_can_be_read_is_told_as_that(serve_memory: Serve, room: str) -> None:
+    async with serve_memory(log_events=50) as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await agent.hears("hello")
+        for _ in range(100):  # at once
+            await agent.tell(user_state_changed={})
+        answer = await asking
+
+    assert _code(answer) == (503, "livekit_unavailable")
+    assert answer.json()["detail"].startswith("More came from the room than could be read;")
+
+
 async def test_an_agent_that_leaves_in_the_middle_is_told_with_what_it_said(
     serve: Serve, room: str
 ) -> None:
