@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from livekit import rtc
 
@@ -23,6 +24,16 @@ MAX_WAITING = 1_000
 """Messages of one agent that wait to be read; each takes a millisecond."""
 
 
+class _Message(NamedTuple):
+    """One that has come and is not read yet."""
+
+    reader: rtc.ByteStreamReader
+    is_of_agent: bool
+    """Else LiveKit has not told who the sender is; an agent may have left by the time that this is read."""
+    until: float
+    """Time of the loop by which it has."""
+
+
 class AgentMessages:
     def __init__(
         self,
@@ -36,24 +47,27 @@ class AgentMessages:
         self._come = asyncio.Event()
         self._is_agent = is_agent
         self._agents = agents
-        self._waiting: dict[str, deque[rtc.ByteStreamReader]] = {}
+        self._waiting: dict[str, deque[_Message | None]] = {}
+        """Of each sender; None in the place where it left."""
         self._reading: set[asyncio.Task[None]] = set()
-        self._gone: set[str] = set()
 
     def open(self, reader: rtc.ByteStreamReader, sender: str) -> None:
         """What the SDK calls for each message that begins."""
-        if self._is_agent(sender) is False:
+        is_agent = self._is_agent(sender)
+        if is_agent is False:
             self._ignore(reader, Ignored.NOT_AN_AGENT)
             return
+        until = asyncio.get_running_loop().time() + ANNOUNCED_WITHIN
+        message = _Message(reader, is_agent is True, until)
         if (waiting := self._waiting.get(sender)) is None:
-            self._waiting[sender] = deque([reader])
+            self._waiting[sender] = deque([message])
             task = asyncio.create_task(self._read(sender))
             self._reading.add(task)
             task.add_done_callback(self._reading.discard)
         elif len(waiting) >= MAX_WAITING:
             self._ignore(reader, Ignored.TOO_MANY)
         else:
-            waiting.append(reader)
+            waiting.append(message)
 
     def came(self) -> None:
         """Somebody did."""
@@ -62,8 +76,8 @@ class AgentMessages:
 
     def left(self, sender: str) -> None:
         """Once what has come of it is told, so is that."""
-        if sender in self._waiting:
-            self._gone.add(sender)
+        if (waiting := self._waiting.get(sender)) is not None:
+            waiting.append(None)
         else:
             self._agents.left(sender)
 
@@ -79,23 +93,24 @@ class AgentMessages:
         waiting = self._waiting[sender]
         try:
             while waiting:
-                data = await self._message(waiting[0])
+                message = waiting[0]
+                data = None if message is None else await self._bytes_of(message.reader)
                 waiting.popleft()
-                if data is None:
+                if message is None:
+                    self._agents.left(sender)
+                elif data is None:
                     continue
-                if await self._is_known_agent(sender):
+                elif message.is_of_agent or await self._proves_agent(sender, message.until):
                     self._agents.told(sender, data)
                 else:
                     self._ignored[Ignored.NOT_AN_AGENT] += 1
         finally:
             del self._waiting[sender]
-            for reader in waiting:
-                reader.close()
-        if sender in self._gone:
-            self._gone.discard(sender)
-            self._agents.left(sender)
+            for message in waiting:
+                if message is not None:
+                    message.reader.close()
 
-    async def _message(self, reader: rtc.ByteStreamReader) -> bytes | None:
+    async def _bytes_of(self, reader: rtc.ByteStreamReader) -> bytes | None:
         data = bytearray()
         try:
             async with asyncio.timeout(MESSAGE_TIMEOUT):
@@ -111,9 +126,9 @@ class AgentMessages:
             reader.close()
         return bytes(data)
 
-    async def _is_known_agent(self, sender: str) -> bool:
+    async def _proves_agent(self, sender: str, until: float) -> bool:
         try:
-            async with asyncio.timeout(ANNOUNCED_WITHIN):
+            async with asyncio.timeout_at(until):
                 while (known := self._is_agent(sender)) is None:
                     await self._come.wait()
         except TimeoutError:
