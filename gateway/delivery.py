@@ -385,8 +385,9 @@ class Channel:
     def _step(self, now: float) -> Iterator[None]:
         for number, follower in enumerate(tuple(self._behind), 1):
             if follower in self._behind and follower.step(now):
-                del self._behind[follower]
                 self._join_cohort(follower, now)
+                # Not before: the last of those whom it joins may be found gone, and it has this channel to itself.
+                del self._behind[follower]
             if number % TURN_WRITES == 0:
                 yield
 

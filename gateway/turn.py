@@ -26,9 +26,20 @@ STREAMS_WITHIN = 0.15
 MOST_HELD = 1024 * 1024
 """Bytes of events that are held until it is known whether the text is accepted. What is older is not shown."""
 
+HELD_EACH = 1_024
+"""What an event takes beside its bytes once it is read, a short one several times as much as these."""
+
 MOST_KEPT = 256 * 1024
 """Characters of text, tool calls and errors that are told together at the end, and remembered with a key."""
 
+KEPT_EACH = 100
+"""Characters that a message, a call or an error takes beside its own: an agent may tell any number of empty ones."""
+
+MOST_AT_ONCE = 1_000
+"""Streams, tools, replies and speeches of a turn that are known each; agents have a few."""
+
+ID_CHARACTERS = 256
+"""Of an id, by which it is told from others; LiveKit Agents' have some twenty."""
 
 Object = Mapping[str, Any]
 """Of JSON."""
@@ -53,8 +64,8 @@ class Outcome(StrEnum):
 
 BUSY = ("thinking", "speaking")
 
-_CUT_AT_LEAST = 200
-"""Characters of a text of which the helper tells the beginning alone."""
+_CUT_TO = (256, 2_048, 16_384)
+"""Characters of a text of which the helper tells the beginning alone, `…` as the last one."""
 
 
 class Turn:
@@ -108,21 +119,19 @@ class Turn:
         if self.has_begun:
             return [frame] if self._take(event, now) else []
         self._held.append((event, frame))
-        self._held_bytes += len(frame)
+        self._held_bytes += len(frame) + HELD_EACH
         while self._held_bytes > MOST_HELD:
-            self._held_bytes -= len(self._held.pop(0)[1])
+            self._held_bytes -= len(self._held.pop(0)[1]) + HELD_EACH
         self._await_beginning(event, now)
         if not self.has_begun:
             return []
-        *held, (_, frame) = self._held
-        self._held = []
-        finished = {
-            str(earlier.get("speech_id"))
+        held, self._held = self._held[:-1], []
+        over = {
+            _id(earlier.get("speech_id"))
             for earlier, _ in held
             if earlier["type"] == "agent.speech_finished"
         }
-        shown = [each for earlier, each in held if self._take_early(earlier, finished, now)]
-        return [*shown, frame]
+        return [*(each for earlier, each in held if self._take_early(earlier, over, now)), frame]
 
     @property
     def is_over(self) -> bool:
@@ -153,14 +162,15 @@ class Turn:
 
     def result(self) -> dict[str, Any]:
         """What came of it, of which each part is null where nobody has told."""
-        streams = [stream.text for stream in self._streams.values()]
+        streams = [stream.text.strip() for stream in self._streams.values()]
+        messages = [_whole(message, streams) for message in self._messages]
         return {
             "outcome": self.outcome,
-            "text": "\n".join(filter(None, map(str.strip, self._messages or streams))),
+            "text": "\n".join(filter(None, messages or streams)),
             "tool_calls": list(self._calls.values()),
             "usage": None if self._usage is None else {"model_usage": list(self._usage.values())},
             "errors": self._errors,
-            "truncated": self._left < 0,
+            "truncated": self._left < 0 or any(map(_is_cut, messages)),
         }
 
     # Its beginning
@@ -174,10 +184,12 @@ class Turn:
                 if _role(item) == "user" and self._is_text(_text(item)):
                     created_at = _number(item.get("created_at")) or _number(event["created_at"])
                     self._begin(int(created_at * 1000), now)
-                    self._item_id = str(item.get("id"))
+                    self._item_id = _id(item.get("id"))
             case "agent.agent_state_changed":
-                self._state = event["new_state"]
+                before, self._state = self._state, event["new_state"]
                 self._idle_since = now
+                if before in BUSY and self._state not in BUSY:
+                    self._forget_done()
                 if event["created_at_is"] is None and self._state in BUSY:
                     # Of an agent that tells nothing else there is no better sign.
                     self._begin(0, now)
@@ -187,22 +199,35 @@ class Turn:
             case _:
                 pass
 
+    def _forget_done(self) -> None:
+        """What the agent did until it rested was of another turn: its tools and errors are none of this one.
+
+        Of streams, their times tell; a speech may have been created for this one.
+        """
+        self._held = [
+            (event, frame)
+            for event, frame in self._held
+            if not event["type"].startswith("agent.") or event["type"].startswith("agent.speech_")
+        ]
+        self._held_bytes = sum(len(frame) + HELD_EACH for _, frame in self._held)
+
     def _begin(self, from_ms: int, now: float) -> None:
         self.has_begun = True
         self._from_ms = from_ms
         self._listens_since = now
 
     def _is_text(self, said: str) -> bool:
-        if said.endswith("…") and len(said) > _CUT_AT_LEAST:
-            return self._text.startswith(said[:-1].strip())
+        if _is_cut(said) and self._text.startswith(said[:-1].strip()):
+            return True
         return said.strip() == self._text
 
-    def _take_early(self, event: Object, finished: set[str], now: float) -> bool:
+    def _take_early(self, event: Object, over: set[str], now: float) -> bool:
         """Of what came before it was known that the text is accepted: words and errors may be of this turn
-        already, and its speech has begun; all else is of what the agent did before."""
+        already, and its speech has begun, which is none of those that are `over`; all else is of what the agent
+        did before."""
         match event["type"]:
             case "agent.speech_created":
-                is_early = str(event.get("speech_id")) not in finished
+                is_early = _id(event.get("speech_id")) not in over
             case "agent.error" | "agent.availability_changed":
                 is_early = True
             case other:
@@ -233,9 +258,9 @@ class Turn:
                 self._said(_object(event.get("item")))
             case "agent.speech_created":
                 self._has_speeches = True
-                self._speeches.add(str(event.get("speech_id")))
+                _note(self._speeches, event.get("speech_id"))
             case "agent.speech_finished":
-                speech = str(event.get("speech_id"))
+                speech = _id(event.get("speech_id"))
                 if speech in self._speeches:
                     self._speeches.discard(speech)
                     self._was_interrupted |= bool(event.get("interrupted"))
@@ -262,6 +287,8 @@ class Turn:
         at = event["timestamp"]
         if at < self._from_ms or (self._rests_since is not None and at > self._until_ms):
             return False
+        if len(self._streams) >= MOST_AT_ONCE:
+            return False
         self._streams[event["stream_id"]] = Folded()
         self._open.add(event["stream_id"])
         return True
@@ -281,21 +308,21 @@ class Turn:
 
     def _said(self, item: Object) -> None:
         role = _role(item)
-        if role == "user" and str(item.get("id")) != self._item_id:
+        if role == "user" and _id(item.get("id")) != self._item_id:
             self.outcome = Outcome.SUPERSEDED
         elif role == "assistant":
             self._is_paused = False
             self._was_interrupted = bool(item.get("interrupted"))
             text = _text(item)
-            if self._keep(len(text)):
+            if self._keep(KEPT_EACH + len(text)):
                 self._messages.append(text)
 
     def _worked(self, update: Object) -> None:
-        call_id = str(update.get("call_id"))
+        call_id = _id(update.get("call_id"))
         match update.get("type"):
             case "tool_call_started":
                 call = _object(update.get("function_call"))
-                self._running.add(str(call.get("call_id")))
+                _note(self._running, call.get("call_id"))
                 self._called(call, {})
             case "tool_call_updated":
                 self._expect_reply(update)
@@ -305,22 +332,22 @@ class Turn:
                 if message is not None:
                     self._expect_reply(update)
                     self._return(call_id, message, update.get("status") == "error")
-                    self._returned.add(call_id)
+                    _note(self._returned, call_id)
             case "tool_reply_updated" if update.get("status") != "scheduled":
-                self._replies.difference_update(map(str, _list(update.get("update_ids"))))
+                self._replies.difference_update(map(_id, _list(update.get("update_ids"))))
             case _:
                 pass  # newer than we are
 
     def _expect_reply(self, update: Object) -> None:
         # By its id it is told from what the next answer of the model voices anyway.
         if update.get("id") != update.get("call_id") and not update.get("silent"):
-            self._replies.add(str(update.get("id")))
+            _note(self._replies, update.get("id"))
 
     def _called(self, call: Object, output: Object) -> None:
-        call_id = str((call or output).get("call_id"))
+        call_id = _id((call or output).get("call_id"))
         if call_id not in self._calls:
-            name, arguments = call.get("name"), call.get("arguments")
-            if not self._keep(_size(name) + _size(arguments)):
+            name, arguments = _string(call.get("name")), _string(call.get("arguments"))
+            if not self._keep(KEPT_EACH + _size(call_id, name, arguments)):
                 return
             self._calls[call_id] = {
                 "call_id": call_id,
@@ -336,7 +363,8 @@ class Turn:
     def _return(self, call_id: str, output: object, is_error: object) -> None:
         call = self._calls.get(call_id)
         if call is not None and call["output"] != output and self._keep(_size(output)):
-            call["output"], call["is_error"] = output, is_error
+            call["output"] = output
+            call["is_error"] = is_error if isinstance(is_error, bool) else None
 
     def _used(self, metrics: Object) -> None:
         kind, names = _USAGE.get(str(metrics.get("type")), ("", {}))
@@ -346,7 +374,7 @@ class Turn:
         of = (kind, str(by.get("model_provider") or ""), str(by.get("model_name") or ""))
         self._usage = self._usage or {}
         if of not in self._usage:
-            if not self._keep(sum(map(len, of))):
+            if not self._keep(KEPT_EACH + _size(*of)):
                 return
             self._usage[of] = dict(zip(("type", "provider", "model"), of, strict=True))
         used = self._usage[of]
@@ -358,8 +386,9 @@ class Turn:
         # What was said is typed: an agent that cannot hear may answer it all the same.
         if error.get("recoverable") is False and error.get("type") != "stt_error":
             self._has_failed = True
-        if self._keep(_size(error)):
-            self._errors.append({"error": error, "source": _object(event.get("source")) or None})
+        source = _object(event.get("source")) or None
+        if self._keep(KEPT_EACH + _size(error, source)):
+            self._errors.append({"error": error, "source": source})
 
     def _keep(self, size: int) -> bool:
         """Whether there is room for so much more of what is told at the end."""
@@ -399,6 +428,18 @@ class Turn:
             self.outcome = Outcome.DID_NOT_ANSWER
 
 
+def _is_cut(text: str) -> bool:
+    return len(text) in _CUT_TO and text.endswith("…")
+
+
+def _whole(message: str, streams: list[str]) -> str:
+    """With what the helper cut off, where that was said on a stream, too."""
+    if _is_cut(message):
+        begun = message[:-1].strip()
+        return next((text for text in streams if text.startswith(begun)), message)
+    return message.strip()
+
+
 def _role(item: Object) -> object:
     """Of a message; None for what is none."""
     return item.get("role") if item.get("type") == "message" else None
@@ -420,6 +461,19 @@ def _list(value: object) -> list[Any]:
     return value if isinstance(value, list) else []
 
 
+def _string(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _id(value: object) -> str:
+    return str(value)[:ID_CHARACTERS]
+
+
+def _note(ids: set[str], one: object) -> None:
+    if len(ids) < MOST_AT_ONCE:
+        ids.add(_id(one))
+
+
 def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and abs(value) < _MOST
     return value if is_number else 0  # type: ignore[return-value]
@@ -428,8 +482,8 @@ def _number(value: object) -> float:
 _MOST = 2**53
 
 
-def _size(value: object) -> int:
-    return len(value) if isinstance(value, str) else len(json.dumps(value))
+def _size(*values: object) -> int:
+    return sum(len(each) if isinstance(each, str) else len(json.dumps(each)) for each in values)
 
 
 _USAGE: Mapping[str, tuple[str, Mapping[str, str]]] = {

@@ -7,23 +7,19 @@ from gateway.delivery import Follower
 from tests.running_gateway import DEADLINE
 
 
-class Broken(Exception):
-    pass
-
-
 class Socket:
     """See `gateway.delivery.Outlet`."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: Exception | None = None) -> None:
+        """`error`: what writing to it raises."""
         self.is_blocked = False
-        self.is_broken = False
+        self.error = error
         self.written: asyncio.Queue[bytes] = asyncio.Queue()
-
         self.frame: Callable[[bytes], bytes] = _as_it_is
 
     def write(self, data: bytes) -> None:
-        if self.is_broken:
-            raise Broken
+        if self.error is not None:
+            raise self.error
         self.written.put_nowait(data)
 
     def follow(self, listener: Follower) -> None:
@@ -34,6 +30,10 @@ class Socket:
 
     def abort(self) -> None:
         pass
+
+    def taken(self) -> list[bytes]:
+        """All that was written until now."""
+        return [self.written.get_nowait() for _ in range(self.written.qsize())]
 
     async def until(self, text: bytes) -> None:
         async with asyncio.timeout(DEADLINE):

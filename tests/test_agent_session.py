@@ -276,6 +276,7 @@ def test_calls_and_outputs_that_the_helper_tells_are_zipped_too() -> None:
     [
         (_from_helper("close", "{", version=1), Ignored.MALFORMED),
         (_from_helper("close", "[" * 100_000), Ignored.MALFORMED),
+        (_from_helper("close", '{"error":' * 100 + "1" + "}" * 100), Ignored.MALFORMED),
         (_from_helper("close", '{"reason": "\\ud800"}'), Ignored.MALFORMED),
         (_from_helper("close", "[]"), Ignored.UNKNOWN),
         (_from_helper("close", "{}", version=2), Ignored.UNKNOWN),

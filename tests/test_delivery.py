@@ -2,6 +2,9 @@
 
 from itertools import count
 
+import pytest
+
+from gateway import delivery
 from gateway.delivery import Channel, Deadline, Follower
 from gateway.event_log import EventLog, LogBounds
 from gateway.events import ClosingReason, ParticipantDisconnected, StreamOpened
@@ -35,3 +38,43 @@ async def test_the_position_of_a_heartbeat_does_not_go_back() -> None:
     assert before is not None
     assert before.endswith(f"id: {log.epoch}-3\n\n".encode())
     assert channel.heartbeat_of(reader) == before
+
+
+async def test_who_joins_those_that_are_lost_by_that_is_written_what_comes_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The last of a channel's readers to get level, when the others turn out to have gone."""
+    monkeypatch.setattr(delivery, "TURN_WRITES", 2)
+    log = EventLog(sse.encode, LogBounds(), ["t"])
+    emptied: list[bool] = []
+    topics = frozenset({"t"})
+    form = EventStreamForm(View.STREAMS)
+    channel = Channel(
+        log, topics, form, bytes, Metrics(), lambda _: None, lambda: emptied.append(True)
+    )
+    socket = Socket()
+
+    def follower(outlet: Socket) -> Follower:
+        deadline = Deadline(3600.0, ClosingReason.MAX_AGE)
+        return Follower(channel, outlet, iter(()), 0, deadline, 30.0)
+
+    leaving, silent, last = (
+        follower(each) for each in (Socket(RuntimeError()), Socket(RuntimeError()), socket)
+    )
+    for each in (leaving, silent, last):
+        channel.add(each)
+    round_ = channel.deliver(0.0)
+    next(round_)
+    leaving.lost()
+    log.append(StreamOpened("first", "t", "carol", 0))
+    list(round_)
+    log.append(StreamOpened("second", "t", "carol", 0))
+    list(channel.deliver(1.0))
+
+    assert silent.over.done()
+    written = socket.taken()
+    assert [b"first" in each for each in written] == [True, False]
+    assert b"second" in written[1]
+    assert not emptied
+    last.lost()
+    assert emptied == [True]

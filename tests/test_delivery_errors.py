@@ -9,7 +9,11 @@ from gateway.events import ClosingReason, StreamChunk
 from gateway.metrics import Metrics
 from gateway.web import sse
 from gateway.web.forms import EVENT_STREAM, FORMS, View
-from tests.outlets import Broken, Socket
+from tests.outlets import Socket
+
+
+class Broken(Exception):
+    pass
 
 
 async def test_a_reader_that_cannot_be_written_to_holds_up_no_other() -> None:
@@ -25,7 +29,7 @@ async def test_a_reader_that_cannot_be_written_to_holds_up_no_other() -> None:
         begun = iter([Piece(b"begun", ends_event=True)])
         followers.append(pump.follow(read, frozenset("t"), form, socket, begun, 0, never))
         await socket.until(b"heartbeat")
-    broken.is_broken = True
+    broken.error = Broken()
     for each in (log, other):
         each.append(StreamChunk("s", "t", "bob", 0, "said"))
     for socket in (behind_it, elsewhere):

@@ -1,6 +1,9 @@
 """The rule of a turn, without anybody who waits for it."""
 
+import json
 import random
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -299,12 +302,64 @@ def test_what_the_agent_did_before_is_none_of_it_and_costs_nothing() -> None:
     assert (turn.result()["text"], turn.result()["usage"]) == ("Good day", None)
 
 
+def test_what_the_agent_does_for_another_until_it_takes_the_text_is_none_of_it() -> None:
+    error = {"type": "llm_error", "recoverable": False, "message": "broken"}
+    used = {"type": "llm_metrics", "completion_tokens": 7, "metadata": {}}
+    busy = [
+        _agent("speech_created", -0.9, speech_id="of another"),
+        _called("of another"),
+        _tool("tool_call_started", function_call={"call_id": "of another"}),
+        _agent("metrics_collected", -0.8, metrics=used),
+        _agent("error", -0.7, error=error, source=None),
+        *_text("of another", "Good evening", -0.6),
+        _agent("speech_created", -0.5, speech_id="s1"),
+        _agent("speech_finished", -0.4, speech_id="of another", interrupted=True),
+        _state("speaking", "listening", -0.3),
+        _agent("user_state_changed", -0.1),
+    ]
+    answer = [
+        *PLAIN[:3],
+        *_text("a", "Good day", 0.03),
+        _state("speaking", "listening", 0.06),
+        _agent("speech_finished", 0.07, speech_id="s1", interrupted=False),
+    ]
+    turn = Turn("agent", "hello", "speaking", True, now=0.0, limit=100.0)
+    events = [*busy, *answer]
+    shown = [events[number] for number in _fed(turn, events)]
+    turn.look(STREAMS_WITHIN)
+
+    assert turn.result() == {
+        "outcome": "completed",
+        "text": "Goodday",
+        "tool_calls": [],
+        "usage": None,
+        "errors": [],
+        "truncated": False,
+    }
+    assert shown == [busy[-4], *answer]
+
+
 def test_a_text_that_the_helper_cut_is_known_by_its_beginning() -> None:
     text = "word " * 100
     turn = _turn(text)
-    _fed(turn, [_item("user", text[:250] + "…")])
+    _fed(turn, [_item("user", text[:255] + "…")])
 
     assert turn.has_begun
+
+
+@pytest.mark.parametrize(("is_said", "told"), [(True, "whole"), (False, "cut")])
+def test_an_answer_that_the_helper_cut_is_told_whole_or_as_truncated(
+    is_said: bool, told: str
+) -> None:
+    text = "word" * 500
+    cut = text[:255] + "…"
+    turn = _turn()
+    said = _text("a", text, 0.03) if is_said else []
+    _fed(turn, [*PLAIN[:3], *said, _item("assistant", cut), PLAIN[-1]])
+    turn.look(QUIET)
+
+    assert turn.result()["text"] == {"whole": text, "cut": cut}[told]
+    assert turn.result()["truncated"] is (told == "cut")
 
 
 def test_an_agent_that_is_busy_is_given_its_time() -> None:
@@ -328,3 +383,76 @@ def test_what_it_holds_is_bounded_before_it_begins_and_afterwards() -> None:
 
     assert result["truncated"]
     assert len(result["text"].replace("\n", "")) <= MOST_KEPT
+
+
+LONG = "z" * 50_000
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        lambda n: _agent("speech_created", speech_id=f"{n}{LONG}"),
+        lambda n: _agent("error", error={}, source={"label": f"{n}{LONG}"}),
+        lambda n: _tool("tool_call_started", function_call={"call_id": f"{n}{LONG}"}),
+        lambda n: _tool("tool_call_updated", id=f"{n}{LONG}", call_id="1"),
+        lambda n: _tool("tool_call_ended", id="1", call_id=f"{n}{LONG}", message="done"),
+        lambda n: _called(f"{n}", is_error=LONG + str(n)),
+        lambda n: _stream("opened", f"{n}", 0.1),
+    ],
+    ids=[
+        "speeches",
+        "sources of errors",
+        "tools",
+        "replies",
+        "outputs",
+        "forms of a member",
+        "streams",
+    ],
+)
+def test_whatever_an_agent_tells_however_often_is_held_within_bounds(
+    told: Callable[[int], Event],
+) -> None:
+    turn = _turn()
+    _fed(turn, PLAIN[:2])
+    tracemalloc.start()
+    for number in range(10_000):
+        turn.feed(told(number), FRAME, 0.0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 1_000_000
+    assert len(json.dumps(turn.result())) < 2 * MOST_KEPT
+
+
+def test_short_events_are_held_within_bounds_too_until_it_begins() -> None:
+    turn = _turn()
+    tracemalloc.start()
+    for number in range(20_000):
+        event = _agent("user_state_changed", number=number)
+        turn.feed(event, json.dumps(event).encode(), 0.0)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 2 * MOST_HELD
+
+
+def test_a_long_answer_in_short_pieces_is_told_whole() -> None:
+    turn = _turn()
+    words = " ".join(["word"] * 20_000)
+    _fed(turn, [*PLAIN[:3], *_text("a", words, 0.03), _state("speaking", "listening", 0.06)])
+    turn.look(QUIET)
+
+    assert turn.result()["text"] == words.replace(" ", "")
+    assert not turn.result()["truncated"]
+
+
+def _tool(kind: str, **update: Any) -> Event:
+    return _agent("tool_execution_updated", update={"type": kind, **update})
+
+
+def _called(call_id: str, **output: Any) -> Event:
+    pair = {
+        "function_call": {"call_id": call_id, "name": "look", "arguments": "{}"},
+        "function_call_output": {"call_id": call_id, "output": "", **output},
+    }
+    return _agent("function_tools_executed", zipped=[pair])

@@ -1,12 +1,17 @@
 """What our helper on the agent's side tells: debug messages with a marker (`clients/agent/README.md`)."""
 
 import json
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from gateway.agent_session.tools import zipped
 
 MARKER = "livekit-sse-gateway"
 VERSION = 1
+
+MOST_NESTED = 100
+"""Values within one another. Python reads deeper ones where its own stack is short, and fails on them where it is
+longer: what is taken here is to be written and read again anywhere."""
 
 ONLY = frozenset(
     {
@@ -53,6 +58,7 @@ def told(payload: Any) -> Told | None:
     if fields[MARKER].number_value != VERSION or name not in ONLY | FULLER:
         return None
     members = json.loads(fields["members"].string_value, parse_constant=lambda _: None)
+    _require_shallow(members)
     json.dumps(
         members, ensure_ascii=False, allow_nan=False
     ).encode()  # what cannot be told again is not told at all
@@ -69,3 +75,23 @@ def told(payload: Any) -> Told | None:
         members["inferred"] = False
     replaces = fields["replaces"].string_value if "replaces" in fields else None
     return Told(name, created_at, members, replaces)
+
+
+def _require_shallow(value: object) -> None:
+    """Raises ValueError."""
+    level = [value]
+    for _ in range(MOST_NESTED):
+        level = [each for outer in level for each in _inner(outer)]
+        if not level:
+            return
+    raise ValueError(f"more than {MOST_NESTED} values within one another")
+
+
+def _inner(value: object) -> Iterable[object]:
+    match value:
+        case dict():
+            return value.values()
+        case list():
+            return value
+        case _:
+            return ()

@@ -49,8 +49,8 @@ class AgentMessages:
         self._come = asyncio.Event()
         self._is_agent = is_agent
         self._agents = agents
-        self._gone: set[str] = set()
         self._senders: dict[str, _Sender] = {}
+        self._told_last: dict[str, asyncio.Task[None]] = {}
         self._telling: set[asyncio.Task[None]] = set()
 
     def open(self, reader: rtc.ByteStreamReader, sender: str) -> None:
@@ -63,7 +63,10 @@ class AgentMessages:
             return
         if (messages := self._senders.get(sender)) is None:
             messages = self._senders[sender] = _Sender()
-            task = asyncio.create_task(self._tell_all(sender, messages))
+            # What it told before it left, and came back, is told first.
+            before = self._told_last.get(sender)
+            task = asyncio.create_task(self._tell_all(sender, messages, before))
+            self._told_last[sender] = task
             self._telling.add(task)
             task.add_done_callback(self._telling.discard)
         if not messages.add(reader, is_known=is_agent is True):
@@ -84,8 +87,8 @@ class AgentMessages:
 
     def left(self, sender: str) -> None:
         """Once what has come of it is told, so is that."""
-        if sender in self._senders:
-            self._gone.add(sender)
+        if (messages := self._senders.pop(sender, None)) is not None:
+            messages.has_left = True
         else:
             self._agents.left(sender)
 
@@ -96,9 +99,13 @@ class AgentMessages:
         if self._telling:
             await asyncio.wait(self._telling)
 
-    async def _tell_all(self, sender: str, messages: "_Sender") -> None:
+    async def _tell_all(
+        self, sender: str, messages: "_Sender", before: "asyncio.Task[None] | None"
+    ) -> None:
         """All that waits, in the order in which it began."""
         try:
+            if before is not None:
+                await asyncio.wait({before})
             while messages.waiting:
                 message = messages.waiting[0]
                 if (failed := await messages.first_is_over()) is not None:
@@ -109,10 +116,12 @@ class AgentMessages:
                     self._ignored[Ignored.NOT_AN_AGENT] += 1
                 messages.remove_first()
         finally:
-            del self._senders[sender]
+            if self._senders.get(sender) is messages:
+                del self._senders[sender]
+            if self._told_last.get(sender) is asyncio.current_task():
+                del self._told_last[sender]
             messages.close()
-        if sender in self._gone:
-            self._gone.discard(sender)
+        if messages.has_left:
             self._agents.left(sender)
 
     async def _is_known_agent(self, sender: str, message: "_Message") -> bool:
@@ -152,6 +161,8 @@ class _Sender:
 
     def __init__(self) -> None:
         self.waiting: deque[_Message] = deque()
+        self.has_left = False
+        """Nothing more comes; that it left is told behind what it told."""
         self._readings: dict[_Message, asyncio.Task[Ignored | None]] = {}
         self._held = 0
         self._one_is_over = asyncio.Event()

@@ -149,7 +149,11 @@ class TurnsEndpoint:
         form = body_form(request)
         if form.media_type not in (PLAIN, JSON):
             raise UnsupportedMediaType(f"A turn takes '{PLAIN}' or '{JSON}'.")
-        body: _Body = (_StreamedAnswer if streamed else _ObjectAnswer)(request, send)
+        body: _Body = (
+            _StreamedAnswer(request, send, self._settings.write_timeout)
+            if streamed
+            else _ObjectAnswer(request, send)
+        )
         key = idempotency_key(request)
         asked = fingerprint(given, form.media_type, form.compressed)
         owner = Owner(caller.room, caller.identity)
@@ -312,9 +316,11 @@ async def _before(limit: float, may_begin: Callable[[], Awaitable[None]]) -> Non
 async def _agent(
     connection: Connection, asking: _Asking, limit: float
 ) -> tuple[Participant, KnownAgent]:
-    """Who is asked. Raises AgentUnavailable, AgentAmbiguous, AgentClosed."""
+    """Who is asked. Raises TurnTimedOut, AgentUnavailable, AgentAmbiguous, AgentClosed."""
     left = limit - asyncio.get_running_loop().time()
-    await connection.until_agent_listens(min(asking.agent_timeout, max(left, 0)), asking.agent)
+    if left <= 0:
+        raise TurnTimedOut("Joining the room took all of the time; nothing was sent.")
+    await connection.until_agent_listens(min(asking.agent_timeout, left), asking.agent)
     there = [
         (participant, known)
         for participant, known in connection.agents
@@ -351,12 +357,12 @@ class _Answering:
             while (outcome := self._turn.outcome) is None:
                 self._changed.clear()
                 seq = await self._read(seq)
+                self._turn.look(asyncio.get_running_loop().time())
                 if self._turn.is_over:
                     continue
                 if seq < self._log.head.seq:
-                    await asyncio.sleep(
-                        0
-                    )  # an agent that tells without end is not to be all that is heard
+                    # An agent that tells without end is not to be all that is heard.
+                    await asyncio.sleep(0)
                 elif self._log.ended is not None:
                     raise _BrokenOff(self._log.ended)
                 else:
@@ -392,9 +398,7 @@ class _Answering:
             async with asyncio.timeout_at(min(due, beat)):
                 await self._changed.wait()
         except TimeoutError:
-            if loop.time() >= due:
-                self._turn.look(loop.time())
-            elif self._turn.has_begun:
+            if loop.time() < due and self._turn.has_begun:
                 self._body.write(sse.comment("heartbeat"))
 
 
@@ -409,6 +413,10 @@ class _BrokenOff(Exception):
 def _unheard(why: GatewayClosing) -> GatewayError:
     if why.reason is ClosingReason.DRAIN:
         return Draining("The gateway is going away; what the agent answers is not known.")
+    if why.reason is ClosingReason.SLOW:
+        return LiveKitUnavailable(
+            "More came from the room than could be read; what the agent answers is not known."
+        )
     return LiveKitUnavailable(
         f"The connection to LiveKit has ended ({why.reason}); what the agent answers is not known."
     )
@@ -476,10 +484,12 @@ class _ObjectAnswer:
 class _StreamedAnswer:
     """Server-Sent Events."""
 
-    def __init__(self, request: Request, send: Send) -> None:
+    def __init__(self, request: Request, send: Send, write_timeout: float) -> None:
+        """`write_timeout`: seconds after which a client is dropped that is waited for and takes nothing."""
         self.has_begun = False
         self._scope = request.scope
         self._send = send
+        self._write_timeout = write_timeout
         self._outlet: Outlet | None = None
 
     async def begin(self, started: AgentTurnStarted) -> None:
@@ -487,7 +497,8 @@ class _StreamedAnswer:
         self._outlet = outlet = self._scope["state"]["open_outlet"]()
         headers = {"Content-Type": f"{EVENT_STREAM}; charset=utf-8"} | HEADERS
         raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        await self._send({"type": "http.response.start", "status": 200, "headers": raw})
+        with self._dropped_if_it_stalls(outlet):  # it may have left an earlier answer unread
+            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
         outlet.follow(self)
         self.write(sse.encode(started))
 
@@ -505,8 +516,20 @@ class _StreamedAnswer:
 
     async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None:
         self.write(sse.encode(last))
-        with suppress(RuntimeError):  # likewise
+        with suppress(RuntimeError), self._dropped_if_it_stalls(self._outlet):  # likewise
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    @contextmanager
+    def _dropped_if_it_stalls(self, outlet: Outlet | None) -> Iterator[None]:
+        """ASGI waits for a client to take what it was written, however long it does not."""
+        if outlet is None:
+            yield
+            return
+        stall = asyncio.get_running_loop().call_later(self._write_timeout, outlet.abort)
+        try:
+            yield
+        finally:
+            stall.cancel()
 
     # What the outlet tells
 

@@ -411,14 +411,16 @@ def require_valid(caller: Caller) -> None:
 
 
 async def unless_gone(work: Work[T], gone: Gone) -> T:
-    """Raises ClientDisconnect where `gone` ends first; what is left of either is given up."""
+    """Raises ClientDisconnect where `gone` has ended by then; what is left of either is given up."""
     working = asyncio.create_task(work())
     tasks: list[asyncio.Task[Any]] = [working]
     if gone is not None:
         tasks.append(asyncio.create_task(gone()))
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
+        if any(
+            task.done() for task in tasks[1:]
+        ):  # it may have gone before, and the work been short
             raise ClientDisconnect
         return working.result()
     finally:

@@ -135,6 +135,38 @@ async def test_agents_may_be_followed_beside_texts_and_by_who_reads_unseen(
     assert (after.name, after.data["new_state"]) == ("agent.agent_state_changed", "idle")
 
 
+async def test_an_agent_that_leaves_in_the_middle_of_a_message_is_told_whole_and_comes_back(
+    gateway: RunningGateway, livekit: LiveKitServer, room: str
+) -> None:
+    """What it has told behind that message is told, then that it left, then what it tells when it is back."""
+    async with gateway.agent_events(room, "alice") as events:
+        agent = await _joined(livekit, _agent_token(livekit, room))
+        await _send(agent, _state(pb.AS_IDLE))
+        told = [await events.until("agent.agent_state_changed")]
+        writer = await agent.local_participant.stream_bytes("message", topic=TOPIC)
+        await writer.write(b"the beginning")
+        for _ in range(2):
+            await _send(agent, _state(pb.AS_THINKING))
+        await agent.disconnect()
+        told += await events.take(3)
+        back = await _joined(livekit, _agent_token(livekit, room))
+        await _send(back, _state(pb.AS_LISTENING))
+        told.append(await events.next())
+        await back.disconnect()
+
+    assert [(event.name, event.data.get("new_state")) for event in told] == [
+        ("agent.agent_state_changed", "idle"),
+        ("agent.agent_state_changed", "thinking"),
+        ("agent.agent_state_changed", "thinking"),
+        ("agent.close", None),
+        ("agent.agent_state_changed", "listening"),
+    ]
+
+
+async def _send(agent: rtc.Room, message: bytes) -> None:
+    await agent.local_participant.send_bytes(message, name="message", topic=TOPIC)
+
+
 def _state(state: int) -> bytes:
     changed = {"agent_state_changed": {"new_state": state}}
     return pb.AgentSessionMessage(event=changed).SerializeToString()

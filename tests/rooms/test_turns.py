@@ -106,6 +106,19 @@ async def test_a_turn_is_what_the_agent_answers_to_a_text(
         assert answer["usage"] is None
 
 
+@pytest.mark.parametrize("helper", [True, False], ids=["helper", "native"])
+@pytest.mark.parametrize("text", ["word " * 4_000, "🙂" * 20_000], ids=["long", "large"])
+async def test_long_texts_are_known_again_and_answered_whole(
+    gateway: RunningGateway, play: Play, room: str, helper: bool, text: str
+) -> None:
+    """The helper cuts them, the more so the more bytes they have."""
+    async with play(room, helper=helper):
+        answer = (await _ask(gateway, room, text)).json()
+
+    assert (answer["outcome"], answer["truncated"]) == ("completed", False)
+    assert answer["text"] == f"You said: {text.strip()}"
+
+
 class _Turn:
     """One that is streamed."""
 

@@ -2,17 +2,24 @@
 
 import asyncio
 import json
+import socket
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
+from livekit.protocol.agent_pb import agent_session as pb
 
-from gateway import turn as turn_rule
+from gateway import event_log, turn as turn_rule
+from gateway.rooms.base import Listener
+from gateway.rooms.memory import MemoryRoom, MemoryRooms
+from gateway.settings import Settings
 from gateway.web import turns
 from tests.bare_agent import bare_agent
 from tests.conftest import Serve
 from tests.polling import poll_until
-from tests.running_gateway import RunningGateway
+from tests.running_gateway import RunningGateway, running
 
 ASKS = {"Content-Type": "text/plain", "Accept": "application/json"}
 
@@ -191,6 +198,38 @@ async def test_the_time_limit_ends_an_answer_and_tells_what_there_is(
     assert answer.json()["text"] == "As far as it"
 
 
+async def test_the_time_limit_ends_it_also_where_the_agent_tells_faster_than_is_read(
+    serve_memory: Serve, room: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_log, "READ_BYTES", 1)  # one event at a time
+    async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asking = _asking(gateway, room, timeout="1")
+        await agent.hears("hello")
+        await agent.takes("hello")
+        while not asking.done():
+            for _ in range(2):
+                await agent.tell(user_state_changed={})
+            await asyncio.sleep(0)
+        answer = await asking
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["outcome"] == "timed_out"
+
+
+async def test_more_than_can_be_read_is_told_as_that(serve_memory: Serve, room: str) -> None:
+    async with serve_memory(log_events=50) as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await agent.hears("hello")
+        for _ in range(100):  # at once
+            await agent.tell(user_state_changed={})
+        answer = await asking
+
+    assert _code(answer) == (503, "livekit_unavailable")
+    assert answer.json()["detail"].startswith("More came from the room than could be read;")
+
+
 async def test_an_agent_that_leaves_in_the_middle_is_told_with_what_it_said(
     serve: Serve, room: str
 ) -> None:
@@ -295,6 +334,58 @@ async def test_turns_are_bounded(
     assert _code(more) == (429, "too_many_turns")
 
 
+class SlowRooms(MemoryRooms):
+    """Joining takes until `gate`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.joining = asyncio.Event()
+        self.gate = asyncio.Event()
+
+    async def join(
+        self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
+    ) -> MemoryRoom:
+        self.joining.set()
+        await self.gate.wait()
+        return await super().join(room, identity, token, topics, listener)
+
+
+async def test_a_client_that_goes_while_the_room_is_joined_asks_nothing(room: str) -> None:
+    rooms = SlowRooms()
+    async with (
+        running(rooms, Settings("ws://in-process", "devkey", "secret")) as gateway,
+        bare_agent(gateway, room) as agent,
+    ):
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await rooms.joining.wait()
+        asking.cancel()
+        await poll_until(lambda: not gateway.server.server_state.connections)
+        rooms.gate.set()
+        route = "/rooms/{room:segment}/agent/turns"
+        await poll_until(lambda: gateway.hub.metrics.requests["POST", route, 499])
+        nothing = agent.heard.empty()
+
+    assert nothing
+
+
+async def test_a_join_that_takes_all_of_the_time_asks_nothing(room: str) -> None:
+    rooms = SlowRooms()
+    async with (
+        running(rooms, Settings("ws://in-process", "devkey", "secret")) as gateway,
+        bare_agent(gateway, room) as agent,
+    ):
+        await agent.show("listening")
+        asking = _asking(gateway, room, timeout="1")
+        await rooms.joining.wait()
+        asyncio.get_running_loop().call_later(1.0, rooms.gate.set)
+        answer = await asking
+        nothing = agent.heard.empty()
+
+    assert _code(answer) == (504, "timed_out")
+    assert nothing
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 async def test_a_gateway_that_goes_says_so(serve_memory: Serve, room: str, streamed: bool) -> None:
     async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
@@ -315,6 +406,67 @@ async def test_a_gateway_that_goes_says_so(serve_memory: Serve, room: str, strea
         )
     else:
         assert _code(answer) == (503, "draining")
+
+
+async def test_a_client_that_takes_nothing_of_the_end_is_dropped(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory(write_timeout=0.2) as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        async with _standing_still(gateway, _head_of_turn(gateway, room) + b"hello"):
+            await agent.hears("hello")
+            await agent.takes("hello")
+            await agent.is_in("speaking")
+            for _ in range(3):  # more than sockets hold, and less than is held for it
+                await agent.tells_as_helper(type="user_input_transcribed", transcript=LARGE)
+            await agent.adds("assistant", "Good day.")
+            await agent.is_in("listening")
+            await poll_until(lambda: gateway.hub.metrics.turns["completed"])
+            await poll_until(lambda: not gateway.server.server_state.connections)
+
+
+async def test_a_client_that_takes_nothing_before_its_answer_does_not_hold_up_the_next(
+    serve_memory: Serve, room: str
+) -> None:
+    """It has not read what it asked for before, on the same connection."""
+    contract = b"GET /openapi.yaml HTTP/1.1\r\nHost: gateway\r\n\r\n"
+    async with serve_memory(write_timeout=0.2) as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asked = contract * 2 + _head_of_turn(gateway, room) + b"hello"
+        async with _standing_still(gateway, asked):
+            await agent.answers("hello", "Good day.")
+            await poll_until(lambda: gateway.hub.metrics.turns["completed"])
+            asking = _asking(gateway, room, "once more")
+            await agent.answers("once more", "Good day again.")
+            answer = await asking
+
+    assert answer.json()["text"] == "Good day again."
+
+
+LARGE = "x" * 300_000
+
+
+def _head_of_turn(gateway: RunningGateway, room: str) -> bytes:
+    return (
+        f"POST /rooms/{room}/agent/turns HTTP/1.1\r\n"
+        "Host: gateway\r\n"
+        f"Authorization: Bearer {gateway.token('alice', room)}\r\n"
+        "Content-Type: text/plain\r\n"
+        "Content-Length: 5\r\n\r\n"
+    ).encode()
+
+
+@asynccontextmanager
+async def _standing_still(gateway: RunningGateway, asked: bytes) -> AsyncIterator[None]:
+    """A client that asks, and reads nothing of what is answered."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (host, int(port)))
+        await loop.sock_sendall(client, asked)
+        yield
 
 
 HOSTILE: list[dict[str, Any]] = [
@@ -346,6 +498,31 @@ async def test_no_form_of_what_an_agent_tells_breaks_a_turn(serve_memory: Serve,
         for told in HOSTILE:
             await agent.tells_as_helper(**told)
         await agent.tells_as_helper(type="speech_finished", speech_id="None")
+        await agent.is_in("speaking")
+        await agent.say("Good day.")
+        await agent.adds("assistant", "Good day.")
+        await agent.is_in("listening")
+        answer = await asking
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["text"] == "Good day."
+
+
+async def test_what_is_nested_as_deep_as_can_be_read_breaks_nothing(
+    serve_memory: Serve, room: str
+) -> None:
+    """What is read with a short stack may not be with a longer one: each depth is tried."""
+    async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await agent.hears("hello")
+        await agent.takes("hello")
+        for depth in range(800, 1_000):
+            message = pb.AgentSessionMessage()
+            members = '{"error":' + "[" * depth + "]" * depth + "}"
+            payload: Any = {"livekit-sse-gateway": 1, "type": "error", "members": members}
+            message.event.debug_message.payload.update(payload)
+            await agent.send(message.SerializeToString())
         await agent.is_in("speaking")
         await agent.say("Good day.")
         await agent.adds("assistant", "Good day.")
