@@ -202,7 +202,8 @@ async def test_the_time_limit_ends_it_also_where_the_agent_tells_faster_than_is_
     serve_memory: Serve, room: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(event_log, "READ_BYTES", 1)  # one event at a time
-    async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
+    all_kept = {"log_events": 1_000_000, "log_bytes": 1 << 30}
+    async with serve_memory(**all_kept) as gateway, bare_agent(gateway, room) as agent:
         await agent.show("listening")
         asking = _asking(gateway, room, timeout="1")
         await agent.hears("hello")
