@@ -48,6 +48,7 @@ from gateway.web import (
     problems,
     sse,
     transcript,
+    turn_options,
     turns,
     upload,
     writing,
@@ -679,8 +680,11 @@ def test_the_words_and_bounds_of_turns_are_those_of_the_code() -> None:
     time_limit = SCHEMAS["TurnTimeout"]
     described = _operations(TURNS)["post"]["description"]
 
-    assert (time_limit["default"], time_limit["maximum"]) == (turns.TIMEOUT, turns.MAX_TIMEOUT)
-    assert SCHEMAS["WhileRunning"]["enum"] == [str(each) for each in turns.WhileRunning]
+    assert (time_limit["default"], time_limit["maximum"]) == (
+        turn_options.TIMEOUT,
+        turn_options.MAX_TIMEOUT,
+    )
+    assert SCHEMAS["WhileRunning"]["enum"] == [str(each) for each in turn_options.WhileRunning]
     assert SCHEMAS["TurnOutcome"]["enum"] == [
         str(each) for each in Outcome if each is not Outcome.NOT_ACCEPTED
     ]

@@ -1,15 +1,12 @@
 """POST /rooms/{room}/agent/turns: a text to an agent, and what it answers, in one request."""
 
 import asyncio
-import json
-import math
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
-from enum import StrEnum
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
@@ -17,7 +14,6 @@ from starlette.types import Receive, Scope, Send
 from gateway.agent_session import CLOSED, KnownAgent, Source
 from gateway.auth import Caller, TokenVerifier
 from gateway.connection import Connection
-from gateway.delivery import Outlet
 from gateway.errors import (
     AgentAmbiguous,
     AgentClosed,
@@ -41,7 +37,6 @@ from gateway.events import (
     ClosingReason,
     GatewayClosing,
     closing,
-    members,
 )
 from gateway.hub import Hub
 from gateway.idempotency import Attempt, IdempotencyKeys, Owner
@@ -52,26 +47,21 @@ from gateway.settings import Settings
 from gateway.transcripts import TRANSCRIPTION_TOPIC
 from gateway.turn import Outcome, Turn
 from gateway.web import frames, sse
-from gateway.web.answer import Answer, unread
+from gateway.web.answer import unread
 from gateway.web.body import JSON, PLAIN, BodyForm, body_form, json_members, require_encodable
-from gateway.web.event_stream import HEADERS
 from gateway.web.forms import EVENT_STREAM
-from gateway.web.options import AGENT_TIMEOUT, MAX_AGENT_TIMEOUT, fingerprint
+from gateway.web.options import fingerprint
 from gateway.web.parameters import (
     CHAT_TOPIC,
     Query,
     authenticate,
-    checked_identity,
     idempotency_key,
     negotiated,
 )
 from gateway.web.reading import BodyReader, disconnected, drain_of
+from gateway.web.turn_answers import ObjectAnswer, StreamedAnswer, TurnBody
+from gateway.web.turn_options import NAMES, Asking, WhileRunning, asked_in, asking_of, with_members
 from gateway.web.writing import Gone, Writings, require_valid, unless_gone
-
-TIMEOUT = 120.0
-"""Seconds for the whole of an answer: a model that thinks, tools that ask others, and a voice that reads it out."""
-
-MAX_TIMEOUT = 600.0
 
 MAX_TURNS = 1_000
 """At a time: each holds a request, and a connection to LiveKit."""
@@ -84,27 +74,8 @@ MAX_KEYS = 1_000
 
 MAX_KEYS_OF_IDENTITY = 100
 
-MOST_UNSENT = 1024 * 1024
-"""Bytes of an answer that its client has not taken; beyond them it is dropped, and the turn goes on."""
-
 TOPICS = frozenset({AGENTS, TRANSCRIPTION_TOPIC})
 """What an answer is told on."""
-
-
-class WhileRunning(StrEnum):
-    """What becomes of a text while the caller has a turn that is not over."""
-
-    WAIT = "wait"
-    REJECT = "reject"
-
-
-class _Asking(NamedTuple):
-    """How an agent is asked."""
-
-    agent: str | None
-    agent_timeout: float
-    timeout: float
-    while_running: WhileRunning
 
 
 class _Told(NamedTuple):
@@ -137,22 +108,22 @@ class TurnsEndpoint:
 
     async def _handle(
         self, request: Request, send: Send
-    ) -> "tuple[_Body, AgentTurnCompleted | GatewayClosing]":
+    ) -> "tuple[TurnBody, AgentTurnCompleted | GatewayClosing]":
         """What is answered, and its last event."""
         since = asyncio.get_running_loop().time()
-        query = Query(request, _NAMES)
+        query = Query(request, NAMES)
         caller = authenticate(request, query, self._verifier)
         caller.require_can_publish_data()
         caller.require_can_subscribe()
         streamed = negotiated(request, (EVENT_STREAM, JSON)) == EVENT_STREAM
-        given = _given(query)
+        given = asked_in(query)
         form = body_form(request)
         if form.media_type not in (PLAIN, JSON):
             raise UnsupportedMediaType(f"A turn takes '{PLAIN}' or '{JSON}'.")
-        body: _Body = (
-            _StreamedAnswer(request, send, self._settings.write_timeout)
+        body: TurnBody = (
+            StreamedAnswer(request, send, self._settings.write_timeout)
             if streamed
-            else _ObjectAnswer(request, send)
+            else ObjectAnswer(request, send)
         )
         key = idempotency_key(request)
         asked = fingerprint(given, form.media_type, form.compressed)
@@ -193,7 +164,7 @@ class TurnsEndpoint:
         caller: Caller,
         given: dict[str, Any],
         attempt: Attempt[_Told] | None,
-    ) -> tuple[str, _Asking]:
+    ) -> tuple[str, Asking]:
         see = None if attempt is None else attempt.see
         reader = BodyReader(request, caller, self._settings.body_idle_timeout, see)
         draining = drain_of(self._hub)
@@ -210,20 +181,20 @@ class TurnsEndpoint:
             text = beside.pop("text", None)
             if not isinstance(text, str):
                 raise InvalidParameter("The JSON member 'text' is missing or not a string.")
-            given = _with_members(given, beside)
+            given = with_members(given, beside)
             require_encodable(text)
         if not text.strip():
             raise InvalidParameter("The text is empty: there is nothing to answer.")
-        return text, _asking(given)
+        return text, asking_of(given)
 
     async def _ask(
         self,
         caller: Caller,
         text: str,
-        asking: _Asking,
+        asking: Asking,
         since: float,
         may_begin: Callable[[], Awaitable[None]],
-        body: "_Body",
+        body: "TurnBody",
         gone: Gone,
     ) -> _Told:
         expires = since + caller.expires_at - time.time()
@@ -314,7 +285,7 @@ async def _before(limit: float, may_begin: Callable[[], Awaitable[None]]) -> Non
 
 
 async def _agent(
-    connection: Connection, asking: _Asking, limit: float
+    connection: Connection, asking: Asking, limit: float
 ) -> tuple[Participant, KnownAgent]:
     """Who is asked. Raises TurnTimedOut, AgentUnavailable, AgentAmbiguous, AgentClosed."""
     left = limit - asyncio.get_running_loop().time()
@@ -341,7 +312,7 @@ class _Answering:
     """What follows a turn, from the sending of its text until it is over, whether its client is there or not."""
 
     def __init__(
-        self, connection: Connection, turn: Turn, sent: Sent, body: "_Body", heartbeat: float
+        self, connection: Connection, turn: Turn, sent: Sent, body: "TurnBody", heartbeat: float
     ) -> None:
         self.started = AgentTurnStarted(turn.agent, sent.stream_id, sent.position)
         self._connection = connection
@@ -441,166 +412,3 @@ def _failed(turn: Turn) -> GatewayError:
             )
         case _:
             return TurnTimedOut("The agent did not take the text in the time of the request.")
-
-
-# How it is answered
-
-
-class _Body(Protocol):
-    has_begun: bool
-    """Whether a problem cannot be answered any more."""
-
-    async def begin(self, started: AgentTurnStarted) -> None:
-        """The agent has taken the text."""
-
-    def write(self, data: bytes) -> None:
-        """Events of its answer. Never waits."""
-
-    async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None: ...
-
-
-class _ObjectAnswer:
-    """All of it at its end."""
-
-    has_begun = False
-
-    def __init__(self, request: Request, send: Send) -> None:
-        self._request = request
-        self._send = send
-
-    async def begin(self, started: AgentTurnStarted) -> None:
-        pass
-
-    def write(self, data: bytes) -> None:
-        pass
-
-    async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None:
-        told = members(last)
-        del told["type"]
-        answer = Answer(200, f"{json.dumps(told, ensure_ascii=False)}\n".encode())
-        await answer(self._request.scope, self._request.receive, self._send)
-
-
-class _StreamedAnswer:
-    """Server-Sent Events."""
-
-    def __init__(self, request: Request, send: Send, write_timeout: float) -> None:
-        """`write_timeout`: seconds after which a client is dropped that is waited for and takes nothing."""
-        self.has_begun = False
-        self._scope = request.scope
-        self._send = send
-        self._write_timeout = write_timeout
-        self._outlet: Outlet | None = None
-
-    async def begin(self, started: AgentTurnStarted) -> None:
-        self.has_begun = True
-        self._outlet = outlet = self._scope["state"]["open_outlet"]()
-        headers = {"Content-Type": f"{EVENT_STREAM}; charset=utf-8"} | HEADERS
-        raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-        with self._dropped_if_it_stalls(outlet):  # it may have left an earlier answer unread
-            await self._send({"type": "http.response.start", "status": 200, "headers": raw})
-        outlet.follow(self)
-        self.write(sse.encode(started))
-
-    def write(self, data: bytes) -> None:
-        if (outlet := self._outlet) is None:
-            return  # the client has gone
-        try:
-            outlet.write(outlet.frame(data))
-        except RuntimeError:  # uvloop's word for a socket that is closed already
-            self._outlet = None
-            return
-        if outlet.unsent() > MOST_UNSENT:
-            outlet.abort()
-            self._outlet = None
-
-    async def end(self, last: AgentTurnCompleted | GatewayClosing) -> None:
-        self.write(sse.encode(last))
-        with suppress(RuntimeError), self._dropped_if_it_stalls(self._outlet):  # likewise
-            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    @contextmanager
-    def _dropped_if_it_stalls(self, outlet: Outlet | None) -> Iterator[None]:
-        """ASGI waits for a client to take what it was written, however long it does not."""
-        if outlet is None:
-            yield
-            return
-        stall = asyncio.get_running_loop().call_later(self._write_timeout, outlet.abort)
-        try:
-            yield
-        finally:
-            stall.cancel()
-
-    # What the outlet tells
-
-    def blocked(self) -> None:
-        pass
-
-    def writable(self) -> None:
-        pass
-
-    def lost(self) -> None:
-        self._outlet = None
-
-
-# What is asked for
-
-_NAMES = ("agent", "agent_timeout", "timeout", "while_running")
-
-
-def _given(query: Query) -> dict[str, Any]:
-    """By the query, as JSON has it: what is no number is left to be refused."""
-    given: dict[str, Any] = {}
-    for name in _NAMES:
-        if (value := query.one(name)) is not None:
-            given[name] = _number(value) if name.endswith("timeout") else value
-    return given
-
-
-def _number(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def _with_members(given: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-    for name in beside:
-        if name not in _NAMES:
-            raise InvalidParameter(
-                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(_NAMES)}."
-            )
-        if name in given:
-            raise InvalidParameter(f"{name!r} is given both in the query and in the body.")
-    return {**given, **beside}
-
-
-def _asking(given: Mapping[str, Any]) -> _Asking:
-    agent = given.get("agent")
-    if agent is not None:
-        if not isinstance(agent, str):
-            raise InvalidParameter("'agent' must be a string.")
-        checked_identity(agent)
-    try:
-        while_running = WhileRunning(given.get("while_running", WhileRunning.WAIT))
-    except ValueError:
-        raise InvalidParameter(
-            f"'while_running' must be one of {', '.join(WhileRunning)}."
-        ) from None
-    return _Asking(
-        agent,
-        _seconds(given, "agent_timeout", AGENT_TIMEOUT, 0, MAX_AGENT_TIMEOUT),
-        _seconds(given, "timeout", TIMEOUT, 1, MAX_TIMEOUT),
-        while_running,
-    )
-
-
-def _seconds(
-    given: Mapping[str, Any], name: str, default: float, least: float, most: float
-) -> float:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        value = math.nan
-    if not least <= value <= most:
-        raise InvalidParameter(f"{name!r} must be a number of seconds from {least:g} to {most:g}.")
-    return float(value)
