@@ -111,6 +111,7 @@ class Pump:
         self._due: dict[int, list[Follower]] = {}
         """Who is to be tended, by the tick at which."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_tick = 0
 
     def follow(
         self,
@@ -179,7 +180,7 @@ class Pump:
             together.append(follower)
             return
         self._due[tick] = [follower]
-        if self._timer is None or tick * self._tick < self._timer.when():
+        if self._timer is None or tick < self._timer_tick:
             self._set_timer()
 
     def _tend(self) -> None:
@@ -203,7 +204,8 @@ class Pump:
             self._timer.cancel()
             self._timer = None
         if self._due:
-            at = min(self._due) * self._tick
+            self._timer_tick = min(self._due)
+            at = self._timer_tick * self._tick
             self._timer = asyncio.get_running_loop().call_at(at, self._tend)
 
 

@@ -10,17 +10,22 @@ from tests.running_gateway import DEADLINE
 class Socket:
     """See `gateway.delivery.Outlet`."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        """`error`: what writing to it raises."""
+    def __init__(
+        self,
+        error: Exception | None = None,
+        take: Callable[[bytes], object] | None = None,
+    ) -> None:
+        """`error`: what writing to it raises. `take`: is given what is written, which else is kept."""
         self.is_blocked = False
         self.error = error
         self.written: asyncio.Queue[bytes] = asyncio.Queue()
+        self._take = self.written.put_nowait if take is None else take
         self.frame: Callable[[bytes], bytes] = _as_it_is
 
     def write(self, data: bytes) -> None:
         if self.error is not None:
             raise self.error
-        self.written.put_nowait(data)
+        self._take(data)
 
     def follow(self, listener: Follower) -> None:
         pass

@@ -1,13 +1,18 @@
 """What a channel writes to those who stand level with its log."""
 
+import asyncio
+import tracemalloc
+from collections.abc import Callable
 from itertools import count
+from typing import Any
 
 import pytest
+import uvloop
 
 from gateway import delivery
-from gateway.delivery import Channel, Deadline, Follower
+from gateway.delivery import Channel, Deadline, Follower, Pump
 from gateway.event_log import EventLog, LogBounds
-from gateway.events import ClosingReason, ParticipantDisconnected, StreamOpened
+from gateway.events import PARTICIPANTS, ClosingReason, ParticipantDisconnected, StreamOpened
 from gateway.metrics import Metrics
 from gateway.web import sse
 from gateway.web.forms import EventStreamForm, View
@@ -78,3 +83,96 @@ async def test_who_joins_those_that_are_lost_by_that_is_written_what_comes_next(
     assert not emptied
     last.lost()
     assert emptied == [True]
+
+
+class _Readers:
+    """Of one channel, whose rounds a test makes."""
+
+    def __init__(self, log: EventLog) -> None:
+        self.log = log
+        form = EventStreamForm(View.STREAMS)
+        self.channel = Channel(
+            log, frozenset({PARTICIPANTS}), form, bytes, Metrics(), lambda _: None, lambda: None
+        )
+
+    def join(self, take: Callable[[bytes], object]) -> Follower:
+        outlet = Socket(take=take)
+        deadline = Deadline(3600.0, ClosingReason.MAX_AGE)
+        reader = Follower(self.channel, outlet, iter(()), self.log.head.seq, deadline, 30.0)
+        self.channel.add(reader)
+        return reader
+
+    def say(self, name: str) -> None:
+        self.log.append(ParticipantDisconnected(name, None))
+
+
+async def test_what_comes_during_a_round_goes_out_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To those whose turn is still to come in it; the others have it with the next."""
+    monkeypatch.setattr(delivery, "TURN_WRITES", 2)
+    readers = _Readers(EventLog(sse.encode, LogBounds(), []))
+    written: list[list[bytes]] = [[] for _ in range(5)]
+    for each in written:
+        readers.join(each.append)
+    list(readers.channel.deliver(0.0))
+    readers.say("first")
+    round_ = readers.channel.deliver(1.0)
+    next(round_)
+
+    assert [len(each) for each in written] == [1, 1, 0, 0, 0]
+    readers.say("second")
+    list(round_)
+    assert [b"".join(each).count(b"event: ") for each in written] == [1, 1, 2, 2, 2]
+    list(readers.channel.deliver(2.0))
+    assert [b"".join(each).count(b"event: ") for each in written] == [2] * 5
+    assert len({b"".join(each) for each in written}) == 1
+
+
+async def test_what_all_readers_have_been_written_is_not_held(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whoever came and went, and however."""
+    monkeypatch.setattr(delivery, "TURN_WRITES", 1)
+    readers = _Readers(EventLog(sse.encode, LogBounds(events=1), []))
+    there = [readers.join(len) for _ in range(4)]
+    tracemalloc.start()
+    for number in range(300):
+        there.append(readers.join(len))
+        round_ = readers.channel.deliver(1.0)
+        readers.say(f"{number}{'x' * 10_000}")
+        next(round_)
+        there.pop(number % 5).lost()
+        list(round_)
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert held < 1_000_000
+
+
+def test_readers_are_tended_on_the_loop_of_the_gateway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For it, what is due already has no time."""
+    monkeypatch.setattr(delivery, "TURN_WRITES", 1)
+
+    async def beaten() -> list[Socket]:
+        pump = Pump(Metrics(), heartbeat=0.02, write_timeout=30.0)
+        log = EventLog(sse.encode, LogBounds(), ["t"])
+        form = EventStreamForm(View.STREAMS)
+        never = Deadline(asyncio.get_running_loop().time() + 3600, ClosingReason.MAX_AGE)
+        sockets = []
+        for _ in range(500):
+            sockets.append(Socket())
+            pump.follow(log, frozenset("t"), form, sockets[-1], iter(()), 0, never)
+            await asyncio.sleep(0)  # some are due while others come
+        for _ in range(2):
+            for socket in sockets:
+                await socket.until(b"heartbeat")
+        return sockets
+
+    errors: list[dict[str, Any]] = []
+
+    async def watched() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, error: errors.append(error))
+        await beaten()
+
+    uvloop.run(watched())
+
+    assert errors == []

@@ -70,7 +70,7 @@ MAX_TURNS_OF_IDENTITY = 100
 """Those that wait for one another among them, in whatever rooms."""
 
 MAX_KEYS = 1_000
-"""Answers that are remembered with an Idempotency-Key; each may have a quarter of a megabyte."""
+"""Answers that are remembered with an Idempotency-Key; each may have a quarter of a million characters."""
 
 MAX_KEYS_OF_IDENTITY = 100
 
