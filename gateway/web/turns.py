@@ -24,6 +24,7 @@ from gateway.errors import (
     InvalidParameter,
     LiveKitUnavailable,
     NotAccepted,
+    TokenExpired,
     TooManyTurns,
     TurnRunning,
     TurnTimedOut,
@@ -148,6 +149,7 @@ class TurnsEndpoint:
                             partial(disconnected, request),
                         )
                 except _BrokenOff as broken:
+                    self._hub.metrics.turns[broken.why.reason] += 1
                     if not body.has_begun:
                         raise _unheard(broken.why) from None
                     return body, broken.why
@@ -223,6 +225,8 @@ class TurnsEndpoint:
                 connection.unfollow((TRANSCRIPTION_TOPIC,))
         self._hub.metrics.turns[outcome] += 1
         if not turn.has_begun:
+            if outcome is Outcome.TIMED_OUT and time.time() >= caller.expires_at:
+                raise TokenExpired("The token expired before the agent took the text.")
             raise _failed(turn)
         result = turn.result()
         return _Told(
@@ -297,6 +301,7 @@ async def _agent(
         for participant, known in connection.agents
         if participant.agent_state and asking.agent in (None, participant.identity)
     ]
+    there = [each for each in there if each[1].state != CLOSED] or there
     if len(there) > 1:
         names = ", ".join(sorted(participant.identity for participant, _ in there))
         raise AgentAmbiguous(f"Several agents are in the room; say 'agent=' one of {names}.")

@@ -398,7 +398,9 @@ async def test_a_gateway_that_goes_says_so(serve_memory: Serve, room: str, strea
         await poll_until(lambda: gateway.hub.logs[0].head.seq > 3)
         await gateway.hub.drain()
         answer = await asking
+        counted = gateway.hub.metrics.turns
 
+    assert counted == {"drain": 1}
     if streamed:
         assert answer.status_code == 200
         assert answer.text.endswith(
@@ -532,3 +534,38 @@ async def test_what_is_nested_as_deep_as_can_be_read_breaks_nothing(
 
     assert answer.status_code == 200, answer.text
     assert answer.json()["text"] == "Good day."
+
+
+async def test_an_agent_whose_session_has_closed_is_not_asked_where_there_is_another(
+    serve_memory: Serve, room: str
+) -> None:
+    async with (
+        serve_memory() as gateway,
+        gateway.agent_events(room, "alice") as events,
+        bare_agent(gateway, room, "closed") as closed,
+        bare_agent(gateway, room, "open") as agent,
+    ):
+        await events.until("gateway.opened")
+        await closed.show("listening")
+        await closed.tells_as_helper(type="close", reason="user_initiated", error=None)
+        await agent.show("listening")
+        asking = _asking(gateway, room)
+        await agent.answers("hello", "Good day.")
+        answer = await asking
+        named = await _asking(gateway, room, agent="closed")
+
+    assert answer.json()["participant_identity"] == "open"
+    assert _code(named) == (409, "agent_closed")
+
+
+async def test_a_token_that_expires_before_the_agent_takes_the_text_is_told(
+    serve_memory: Serve, room: str
+) -> None:
+    async with serve_memory() as gateway, bare_agent(gateway, room) as agent:
+        await agent.show("listening")
+        token = gateway.token_that_lives("alice", room, 2)
+        asking = _asking(gateway, room, headers={"Authorization": f"Bearer {token}"})
+        await agent.hears("hello")
+        answer = await asking
+
+    assert _code(answer) == (401, "token_expired")
