@@ -49,11 +49,17 @@ class SessionWire:
 
     def __init__(self, room: rtc.Room) -> None:
         self.room = room
+        self._has_left = False
         self.sent: list[Sent] = []
         self.is_loud = False
         self._readers: asyncio.Queue[rtc.ByteStreamReader] = asyncio.Queue()
         self._told = asyncio.Event()
         room.register_byte_stream_handler(TOPIC, lambda reader, _: self._readers.put_nowait(reader))
+
+    async def leave(self) -> None:
+        """For good, in the middle of whatever is sent."""
+        self._has_left = True
+        await self.room.disconnect()
 
     async def read(self) -> None:
         while True:
@@ -61,9 +67,9 @@ class SessionWire:
             try:
                 data = b"".join([chunk async for chunk in reader])
             except rtc.StreamError:
-                if self.room.isconnected():
+                if not self._has_left:
                     raise
-                return  # a test has had us leave
+                return
             message = agent_pb.AgentSessionMessage.FromString(data)
             if message.HasField("event"):
                 self.sent.append(_sent(message.event, len(data)))

@@ -320,7 +320,7 @@ async def test_a_close_by_who_leaves_is_told(play: Play, wire_in: WireIn, room: 
         await alice.write("hello")
         await alice.until_helper("speech_finished")
         async with wire_in(room, "bob") as bob:
-            await alice.room.disconnect()
+            await alice.leave()
             close = await bob.until_helper("close")
 
     assert close.members["reason"] == "participant_disconnected"

@@ -140,7 +140,7 @@ async def test_an_agent_whose_session_closed_is_still_there(
         await events.until("gateway.opened")
         await alice.write("hello")
         told = await told_until(events, "speech_finished")
-        await alice.room.disconnect()
+        await alice.leave()
         told += await told_until(events, "close")
         there = await gateway.client.get(
             f"/rooms/{room}/participants", headers=gateway.admin_bearer(room)
