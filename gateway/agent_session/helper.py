@@ -59,13 +59,12 @@ def told(payload: Any) -> Told | None:
         return None
     members = json.loads(fields["members"].string_value, parse_constant=lambda _: None)
     _require_shallow(members)
-    json.dumps(
-        members, ensure_ascii=False, allow_nan=False
-    ).encode()  # what cannot be told again is not told at all
+    # What cannot be told again is not told at all.
+    json.dumps(members, ensure_ascii=False, allow_nan=False).encode()
     if not isinstance(members, dict):
         return None
     created_at = members.pop("created_at", None)
-    if not isinstance(created_at, int | float):
+    if isinstance(created_at, bool) or not isinstance(created_at, int | float):
         created_at = None
     if name == "function_tools_executed":
         members["zipped"] = zipped(

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
 from gateway.auth import Caller
@@ -52,7 +52,7 @@ def _text(value: str) -> Any:
     return value
 
 
-def _number(value: str) -> Any:
+def number(value: str) -> Any:
     """What is no number is left as it is, to be refused where the options are checked."""
     try:
         return float(value)
@@ -76,7 +76,7 @@ _SINGLE: Mapping[str, Callable[[str], Any]] = {
     "version": _integer,
     "generated": _flag,
     "presence": _text,
-    "agent_timeout": _number,
+    "agent_timeout": number,
 }
 """The options that a query has once, and how it writes what JSON has a type for."""
 
@@ -105,16 +105,30 @@ def query_options(query: Query) -> dict[str, Any]:
     return options
 
 
-def with_members(options: Mapping[str, Any], members: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the query and of a JSON body together. Raises InvalidParameter."""
+def with_members(
+    options: Mapping[str, Any], members: Mapping[str, Any], names: Sequence[str] = NAMES
+) -> dict[str, Any]:
+    """The options of the query and of a JSON body together, of those names. Raises InvalidParameter."""
     for name in members:
-        if name not in NAMES:
+        if name not in names:
             raise InvalidParameter(
-                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(NAMES)}."
+                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(names)}."
             )
         if name in options:
             raise InvalidParameter(f"{name!r} is given both in the query and in the body.")
     return {**options, **members}
+
+
+def seconds(
+    options: Mapping[str, Any], name: str, default: float, least: float, most: float
+) -> float:
+    """Raises InvalidParameter for what is no number, or none of those."""
+    value = options.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        value = math.nan
+    if not least <= value <= most:
+        raise InvalidParameter(f"{name!r} must be a number of seconds from {least:g} to {most:g}.")
+    return float(value)
 
 
 def fingerprint(options: Mapping[str, Any], *others: object) -> bytes:
@@ -127,17 +141,10 @@ def sending(options: Mapping[str, Any], caller: Caller) -> Sending:
     if not options and not caller.names_agents:
         return _DEFAULT
     text_options = _text_options(options)
-    timeout = options.get("agent_timeout")
-    if "agent_timeout" not in options:
-        # A text that is not for the agent does not wait for one.
-        expected = caller.names_agents and text_options.topic == CHAT_TOPIC
-        timeout = AGENT_TIMEOUT if expected else 0.0
-    elif isinstance(timeout, bool) or not isinstance(timeout, int | float):
-        timeout = math.nan
-    if not 0 <= timeout <= MAX_AGENT_TIMEOUT:
-        raise InvalidParameter(
-            f"'agent_timeout' must be a number of seconds from 0 to {MAX_AGENT_TIMEOUT:g}."
-        )
+    # A text that is not for the agent does not wait for one.
+    expected = caller.names_agents and text_options.topic == CHAT_TOPIC
+    default = AGENT_TIMEOUT if expected else 0.0
+    timeout = seconds(options, "agent_timeout", default, 0, MAX_AGENT_TIMEOUT)
     presence = _string("presence", options["presence"]) if "presence" in options else None
     return Sending(text_options, presence_of(presence), timeout)
 

@@ -1,12 +1,11 @@
 """How an agent is to be asked: from the query, or as JSON members beside the text, checked."""
 
-import math
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
 from gateway.errors import InvalidParameter
-from gateway.web.options import AGENT_TIMEOUT, MAX_AGENT_TIMEOUT
+from gateway.web.options import AGENT_TIMEOUT, MAX_AGENT_TIMEOUT, number, seconds
 from gateway.web.parameters import Query, checked_identity
 
 TIMEOUT = 120.0
@@ -39,26 +38,8 @@ def asked_in(query: Query) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name in NAMES:
         if (value := query.one(name)) is not None:
-            given[name] = _number(value) if name.endswith("timeout") else value
+            given[name] = number(value) if name.endswith("timeout") else value
     return given
-
-
-def _number(value: str) -> float | str:
-    try:
-        return float(value)
-    except ValueError:
-        return value
-
-
-def with_members(given: Mapping[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-    for name in beside:
-        if name not in NAMES:
-            raise InvalidParameter(
-                f"Unknown JSON member {name[:64]!r}; beside 'text' there are {', '.join(NAMES)}."
-            )
-        if name in given:
-            raise InvalidParameter(f"{name!r} is given both in the query and in the body.")
-    return {**given, **beside}
 
 
 def asking_of(given: Mapping[str, Any]) -> Asking:
@@ -75,18 +56,7 @@ def asking_of(given: Mapping[str, Any]) -> Asking:
         ) from None
     return Asking(
         agent,
-        _seconds(given, "agent_timeout", AGENT_TIMEOUT, 0, MAX_AGENT_TIMEOUT),
-        _seconds(given, "timeout", TIMEOUT, 1, MAX_TIMEOUT),
+        seconds(given, "agent_timeout", AGENT_TIMEOUT, 0, MAX_AGENT_TIMEOUT),
+        seconds(given, "timeout", TIMEOUT, 1, MAX_TIMEOUT),
         while_running,
     )
-
-
-def _seconds(
-    given: Mapping[str, Any], name: str, default: float, least: float, most: float
-) -> float:
-    value = given.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        value = math.nan
-    if not least <= value <= most:
-        raise InvalidParameter(f"{name!r} must be a number of seconds from {least:g} to {most:g}.")
-    return float(value)

@@ -30,7 +30,7 @@ from gateway.errors import (
     TurnTimedOut,
     UnsupportedMediaType,
 )
-from gateway.event_log import Evicted
+from gateway.event_log import EventLog, Evicted
 from gateway.events import (
     AGENTS,
     AgentTurnCompleted,
@@ -51,7 +51,7 @@ from gateway.web import frames, sse
 from gateway.web.answer import unread
 from gateway.web.body import JSON, PLAIN, BodyForm, body_form, json_members, require_encodable
 from gateway.web.forms import EVENT_STREAM
-from gateway.web.options import fingerprint
+from gateway.web.options import fingerprint, with_members
 from gateway.web.parameters import (
     CHAT_TOPIC,
     Query,
@@ -61,7 +61,7 @@ from gateway.web.parameters import (
 )
 from gateway.web.reading import BodyReader, disconnected, drain_of
 from gateway.web.turn_answers import ObjectAnswer, StreamedAnswer, TurnBody
-from gateway.web.turn_options import NAMES, Asking, WhileRunning, asked_in, asking_of, with_members
+from gateway.web.turn_options import NAMES, Asking, WhileRunning, asked_in, asking_of
 from gateway.web.writing import Gone, Writings, require_valid, unless_gone
 
 MAX_TURNS = 1_000
@@ -109,7 +109,7 @@ class TurnsEndpoint:
 
     async def _handle(
         self, request: Request, send: Send
-    ) -> "tuple[TurnBody, AgentTurnCompleted | GatewayClosing]":
+    ) -> tuple[TurnBody, AgentTurnCompleted | GatewayClosing]:
         """What is answered, and its last event."""
         since = asyncio.get_running_loop().time()
         query = Query(request, NAMES)
@@ -183,7 +183,7 @@ class TurnsEndpoint:
             text = beside.pop("text", None)
             if not isinstance(text, str):
                 raise InvalidParameter("The JSON member 'text' is missing or not a string.")
-            given = with_members(given, beside)
+            given = with_members(given, beside, NAMES)
             require_encodable(text)
         if not text.strip():
             raise InvalidParameter("The text is empty: there is nothing to answer.")
@@ -196,7 +196,7 @@ class TurnsEndpoint:
         asking: Asking,
         since: float,
         may_begin: Callable[[], Awaitable[None]],
-        body: "TurnBody",
+        body: TurnBody,
         gone: Gone,
     ) -> _Told:
         expires = since + caller.expires_at - time.time()
@@ -219,7 +219,7 @@ class TurnsEndpoint:
                     now=asyncio.get_running_loop().time(),
                     limit=limit,
                 )
-                answering = _Answering(connection, turn, sent, body, self._settings.heartbeat)
+                answering = _Answering(connection.log, turn, sent, body, self._settings.heartbeat)
                 outcome = await answering.follow(seq)
             finally:
                 connection.unfollow((TRANSCRIPTION_TOPIC,))
@@ -317,11 +317,10 @@ class _Answering:
     """What follows a turn, from the sending of its text until it is over, whether its client is there or not."""
 
     def __init__(
-        self, connection: Connection, turn: Turn, sent: Sent, body: "TurnBody", heartbeat: float
+        self, log: EventLog, turn: Turn, sent: Sent, body: TurnBody, heartbeat: float
     ) -> None:
         self.started = AgentTurnStarted(turn.agent, sent.stream_id, sent.position)
-        self._connection = connection
-        self._log = connection.log
+        self._log = log
         self._turn = turn
         self._body = body
         self._heartbeat = heartbeat
