@@ -16,6 +16,8 @@ from gateway.events import Happening, StreamChunk
 from gateway.rooms.agent_messages import TOPIC
 from gateway.rooms.base import AGENT_STATE, Listener, TextOptions
 from gateway.rooms.memory import MemoryRoom, MemoryRooms
+from gateway.settings import Settings
+from tests.leaving import leave_for_good
 from tests.running_gateway import DEADLINE, RunningGateway
 
 
@@ -125,9 +127,10 @@ class _Twin(BareAgent):
 
 
 class _OnLiveKit(BareAgent):
-    def __init__(self, room: rtc.Room) -> None:
+    def __init__(self, room: rtc.Room, settings: Settings) -> None:
         super().__init__()
         self._room = room
+        self._settings = settings
         self._reading: set[asyncio.Task[None]] = set()
         room.register_text_stream_handler(CHAT, self._hear)
 
@@ -152,7 +155,7 @@ class _OnLiveKit(BareAgent):
         )
 
     async def leave(self) -> None:
-        await self._room.disconnect()
+        await leave_for_good(self._room, self._settings)
 
 
 @asynccontextmanager
@@ -178,7 +181,7 @@ async def bare_agent(
         .to_jwt()
     )
     sdk_room = rtc.Room()
-    agent = _OnLiveKit(sdk_room)
+    agent = _OnLiveKit(sdk_room, settings)
     await sdk_room.connect(settings.livekit_url, token)
     try:
         yield agent

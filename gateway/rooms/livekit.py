@@ -39,6 +39,7 @@ from gateway.rooms.base import (
     TextOptions,
     TextStreamWriter,
 )
+from gateway.rooms.farewell import leave_again
 from gateway.rooms.incoming import IncomingStreams
 from gateway.rooms.native.room import NativeRoom
 from gateway.rooms.tokens import mint_observer
@@ -55,6 +56,9 @@ SEND_TIMEOUT = 10.0
 
 LEAVE_TIMEOUT = 3.0
 """Seconds for a farewell; a server that is gone never answers it."""
+
+LEAVING_HEARD = 0.1
+"""Seconds that LiveKit has to take our leaving in, before it is asked and told again. It takes 0.01."""
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that leaving waits for what the SDK has accepted from us and not yet put on the wire; 1 MiB
@@ -201,13 +205,33 @@ class LiveKitRooms(Rooms):
         task.add_done_callback(self._work.discard)
         return task
 
+    async def see_off(
+        self, room: str, identity: str, sid: str, reason: rtc.DisconnectReason.ValueType
+    ) -> None:
+        """Makes sure that LiveKit has heard that this participant left: see `farewell`."""
+        try:
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                if await self._is_there(room, identity, sid):
+                    await asyncio.sleep(LEAVING_HEARD)
+                    if await self._is_there(room, identity, sid):
+                        await leave_again(self._url, self._credentials, room, identity, sid, reason)
+        except (LiveKitUnavailable, aiohttp.ClientError, DecodeError, TimeoutError) as error:
+            logger.warning(
+                "Whether LiveKit heard of a leaving is not known (%s); else it keeps the participant for 20 s.",
+                type(error).__name__,
+            )
+
+    async def _is_there(self, room: str, identity: str, sid: str) -> bool:
+        found = await self.find_participant(room, identity)
+        return found is not None and found.sid == sid
+
     async def aclose(self) -> None:
         if self._work:
             await asyncio.wait(self._work, timeout=LEAVE_TIMEOUT)
-        abandoned = tuple(self._abandoned.values())
-        for task in abandoned:
+        unfinished = (*self._work, *self._abandoned.values())
+        for task in unfinished:
             task.cancel()
-        await asyncio.gather(*abandoned, return_exceptions=True)
+        await asyncio.gather(*unfinished, return_exceptions=True)
         await self._api.aclose()
 
     async def _connect(self, joined: "_LiveKitRoom", token: str) -> None:
@@ -409,11 +433,15 @@ class _LiveKitRoom(Room):
     async def _leave(self, for_good: bool) -> None:
         self._end()
         await self._flush()
-        await self._disconnect(
+        reason = (
             rtc.DisconnectReason.CLIENT_INITIATED
             if for_good
             else rtc.DisconnectReason.USER_UNAVAILABLE
         )
+        if self.sdk_room.isconnected():
+            sid = self.sdk_room.local_participant.sid
+            await self._disconnect(reason)
+            self.see_through(self._rooms.see_off(self.name, self.identity, sid, reason))
         await self._incoming.end()
         await self._messages.end()
         self.agents.end()

@@ -13,6 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from livekit import api, rtc
 from livekit.protocol.agent_pb import agent_session as agent_pb
 
+from tests.leaving import leave_for_good
 from tests.running_gateway import livekit_token
 from tools.livekit_server import LiveKitServer
 
@@ -47,8 +48,9 @@ class Sent:
 class SessionWire:
     """What came, in its order; and the participant's own voice."""
 
-    def __init__(self, room: rtc.Room) -> None:
+    def __init__(self, room: rtc.Room, server: LiveKitServer) -> None:
         self.room = room
+        self._server = server
         self._has_left = False
         self.sent: list[Sent] = []
         self.is_loud = False
@@ -59,7 +61,7 @@ class SessionWire:
     async def leave(self) -> None:
         """For good, in the middle of whatever is sent."""
         self._has_left = True
-        await self.room.disconnect()
+        await leave_for_good(self.room, self._server)
 
     async def read(self) -> None:
         while True:
@@ -152,7 +154,7 @@ async def session_wire(
     With `agent_name`, the room is made with that agent on its way.
     """
     joined = rtc.Room()
-    wire = SessionWire(joined)
+    wire = SessionWire(joined, server)
     token = _token(server, room, identity, agent_name)
     await joined.connect(server.url, token)
     tasks = [asyncio.create_task(wire.read())]

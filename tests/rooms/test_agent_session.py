@@ -17,6 +17,7 @@ from tests.agent.told import (
     told_until,
 )
 from tests.conftest import Play
+from tests.leaving import leave_for_good
 from tests.polling import poll_until
 from tests.running_gateway import RunningGateway, livekit_token
 from tools.livekit_server import LiveKitServer
@@ -147,7 +148,7 @@ async def test_an_agent_that_leaves_in_the_middle_of_a_message_is_told_whole_and
         await writer.write(b"the beginning")
         for _ in range(2):
             await _send(agent, _state(pb.AS_THINKING))
-        await agent.disconnect()
+        await leave_for_good(agent, livekit)
         told += await events.take(3)
         back = await _joined(livekit, _agent_token(livekit, room))
         await _send(back, _state(pb.AS_LISTENING))

@@ -12,9 +12,12 @@ from livekit.rtc._ffi_client import FfiClient
 from gateway.errors import LiveKitUnavailable
 from gateway.rooms import incoming, livekit as livekit_rooms
 from gateway.rooms.base import Listener
+from gateway.rooms.farewell import leave_again
 from gateway.rooms.livekit import LiveKitRooms
 from gateway.rooms.native.dispatch import DISPATCH
 from tests.conftest import Serve
+from tests.cutting_proxy import Cut, How, Way, cutting_proxy
+from tests.guests import Guest
 from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
 from tools.livekit_server import LiveKitServer
 
@@ -153,6 +156,73 @@ async def test_after_its_linger_a_participant_leaves_as_one_who_may_come_back(
 
     assert carol.identity == "carol"
     assert carol.disconnect_reason == rtc.DisconnectReason.USER_UNAVAILABLE
+
+
+@pytest.mark.parametrize("for_good", [True, False])
+async def test_a_leaving_that_was_lost_on_its_way_is_told_again(
+    server: LiveKitServer, room: str, for_good: bool
+) -> None:
+    """Else LiveKit keeps us in the room for 20 s, and an agent does not learn whether we come back."""
+    upstream = server.url.replace("ws://", "http://")
+    carol = rtc.Room()
+    came: asyncio.Queue[rtc.RemoteParticipant] = asyncio.Queue()
+    left: asyncio.Queue[rtc.RemoteParticipant] = asyncio.Queue()
+    carol.on("participant_connected", came.put_nowait)
+    carol.on("participant_disconnected", left.put_nowait)
+    await carol.connect(server.url, livekit_token(server, room, "carol"))
+    async with cutting_proxy(upstream) as proxy:
+        rooms = LiveKitRooms(
+            proxy.url.replace("http://", "ws://"),
+            server.api_key,
+            server.api_secret,
+            max_stream_bytes=1,
+        )
+        guest = Guest()
+        bob = await rooms.join(room, "bob", livekit_token(server, room, "bob"), (), guest.listener)
+        async with asyncio.timeout(DEADLINE):
+            await came.get()
+            proxy.cut([Cut(Way.REQUESTS, 0, How.RESET)])
+            await bob.leave(for_good=for_good)
+            gone = await left.get()
+        await rooms.aclose()
+    await carol.disconnect()
+
+    assert gone.identity == "bob"
+    assert gone.disconnect_reason == (
+        rtc.DisconnectReason.CLIENT_INITIATED if for_good else rtc.DisconnectReason.USER_UNAVAILABLE
+    )
+
+
+async def test_who_came_under_the_name_of_one_that_left_is_let_be(
+    server: LiveKitServer, room: str
+) -> None:
+    """LiveKit takes up the signal connection of whoever has the name now; its own comes back."""
+    bob = rtc.Room()
+    ways: asyncio.Queue[str] = asyncio.Queue()
+    bob.on("reconnected", lambda: ways.put_nowait("reconnected"))
+    bob.on("disconnected", lambda reason: ways.put_nowait("disconnected"))
+    await bob.connect(server.url, livekit_token(server, room, "bob"))
+    credentials = (server.api_key, server.api_secret)
+    leaving = rtc.DisconnectReason.CLIENT_INITIATED
+    async with asyncio.timeout(2 * DEADLINE):
+        await leave_again(server.url, credentials, room, "bob", "PA_another", leaving)
+        way = await ways.get()
+    await bob.disconnect()
+
+    assert way == "reconnected"
+
+
+async def test_nobody_is_made_to_leave_who_is_not_there(server: LiveKitServer, room: str) -> None:
+    bob = rtc.Room()
+    await bob.connect(server.url, livekit_token(server, room, "bob"))
+    credentials = (server.api_key, server.api_secret)
+    leaving = rtc.DisconnectReason.CLIENT_INITIATED
+    async with asyncio.timeout(DEADLINE):
+        await leave_again(server.url, credentials, room, "carol", "PA_any", leaving)
+    seen = set(bob.remote_participants)
+    await bob.disconnect()
+
+    assert seen == set()
 
 
 async def test_a_join_that_was_given_up_does_not_disturb_the_next(
