@@ -10,6 +10,7 @@ import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from heapq import heappop, heappush
 from typing import NamedTuple, Protocol
 
 from gateway.event_log import READ_BYTES, Entry, EventLog, Evicted, Position
@@ -107,6 +108,17 @@ class Deadline(NamedTuple):
     reason: ClosingReason
 
 
+class Tended(Protocol):
+    """What has something due at some time."""
+
+    @property
+    def writes(self) -> int:
+        """How many that will be, about."""
+
+    def tend(self, now: float, heartbeat: float) -> float | None:
+        """Does what is due; when to call next, None for never."""
+
+
 class Pump:
     def __init__(self, metrics: Metrics, *, heartbeat: float, write_timeout: float) -> None:
         """`heartbeat`: seconds without a write after which a follower is sent one. `write_timeout`: seconds
@@ -118,8 +130,10 @@ class Pump:
         self._hurried: OrderedDict[Channel, None] = OrderedDict()
         self._turns: Iterator[None] | None = None
         self._tick = min(heartbeat * TEND_TOGETHER, TEND_LATE)
-        self._due: dict[int, list[Follower]] = {}
+        self._due: dict[int, dict[Tended, None]] = {}
         """Who is to be tended, by the tick at which."""
+        self._ticks: list[int] = []
+        """Those ticks, as a heap."""
         self._timer: asyncio.TimerHandle | None = None
         self._timer_tick = 0
 
@@ -144,18 +158,27 @@ class Pump:
                 form,
                 outlet.frame,
                 self._metrics,
-                self._hurry,
+                self,
                 lambda: self._channels.pop(key),
             )
-        follower = Follower(channel, outlet, beginning, seq, deadline, self._write_timeout)
+        follower = Follower(channel, outlet, beginning, seq, deadline.reason, self._write_timeout)
+        follower.tick = self._tend_at(deadline.at, follower)
         channel.add(follower)
         self._metrics.event_streams_opened += 1
         outlet.follow(follower)  # which may have lost its client already
-        wait = self._heartbeat * random.uniform(FIRST_HEARTBEAT, 1)  # noqa: S311 - no secret
-        self._tend_at(min(asyncio.get_running_loop().time() + wait, deadline.at), follower)
         return follower
 
-    def _hurry(self, channel: "Channel") -> None:
+    def begin(self, cohort: "Cohort") -> None:
+        """It is sent heartbeats from now on."""
+        wait = self._heartbeat * random.uniform(FIRST_HEARTBEAT, 1)  # noqa: S311 - no secret
+        self._tend_at(asyncio.get_running_loop().time() + wait, cohort)
+
+    def forget(self, follower: "Follower") -> None:
+        """Its deadline: its client has gone before."""
+        self._due.get(follower.tick, {}).pop(follower, None)
+
+    def hurry(self, channel: "Channel") -> None:
+        """Has it called soon to deliver."""
         self._hurried[channel] = None
         if self._turns is None:
             self._turns = self._work()
@@ -183,38 +206,43 @@ class Pump:
                     yield
             yield  # what is written goes out, and what is taken becomes known
 
-    def _tend_at(self, at: float, follower: "Follower") -> None:
+    def _tend_at(self, at: float, tended: "Tended") -> int:
+        """The tick at which it will be."""
         tick = int(at / self._tick) + 1
         together = self._due.get(tick)
         if together is not None:
-            together.append(follower)
-            return
-        self._due[tick] = [follower]
+            together[tended] = None
+            return tick
+        self._due[tick] = {tended: None}
+        heappush(self._ticks, tick)
         if self._timer is None or tick < self._timer_tick:
             self._set_timer()
+        return tick
 
     def _tend(self) -> None:
         now = asyncio.get_running_loop().time()
         self._timer = None
-        tick = min(self._due)
+        tick = self._ticks[0]
         due = self._due[tick]
+        writes = 0
         try:
-            for _ in range(min(TURN_WRITES, len(due))):
-                follower = due.pop()
-                at = follower.tend(now, self._heartbeat)
+            while due and writes < TURN_WRITES:
+                tended, _ = due.popitem()
+                writes += tended.writes
+                at = tended.tend(now, self._heartbeat)
                 if at is not None:
-                    self._tend_at(at, follower)
+                    self._tend_at(at, tended)
         finally:
             if not due:
-                del self._due[tick]
+                del self._due[heappop(self._ticks)]
             self._set_timer()
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._due:
-            self._timer_tick = min(self._due)
+        if self._ticks:
+            self._timer_tick = self._ticks[0]
             at = self._timer_tick * self._tick
             self._timer = asyncio.get_running_loop().call_at(at, self._tend)
 
@@ -226,12 +254,29 @@ class Cohort:
     waits for one round at most, and not for the end of one and all of the next.
     """
 
-    __slots__ = ("members", "read")
+    __slots__ = ("_channel", "members", "read", "wrote_at")
 
-    def __init__(self, read: int) -> None:
+    def __init__(self, channel: "Channel", read: int) -> None:
+        self._channel = channel
         self.members: dict[Follower, None] = {}
         self.read = read
         """How many of the channel's entries they have been written."""
+        self.wrote_at = 0.0
+        """When they were last written something."""
+
+    @property
+    def writes(self) -> int:
+        return len(self.members)
+
+    def tend(self, now: float, heartbeat: float) -> float | None:
+        """All have their heartbeat together: one by one, each would cost a look at when it was written last."""
+        if not self.members:
+            return None
+        due = self.wrote_at + heartbeat
+        if now < due:
+            return due
+        self._channel.beat(self, now)
+        return now + heartbeat
 
 
 class Channel:
@@ -244,18 +289,15 @@ class Channel:
         form: Form,
         frame: Callable[[bytes], bytes],
         metrics: Metrics,
-        hurry: Callable[["Channel"], None],
+        pump: Pump,
         emptied: Callable[[], object],
     ) -> None:
-        """`hurry` has `deliver` called soon."""
         self.log = log
         self.topics = topics
         self.form = form
         self.frame = frame
         self.metrics = metrics
-        self.wrote_at = 0.0
-        """When those who have all were last written something."""
-        self._hurry = hurry
+        self._pump = pump
         self._emptied = emptied
         self._pending: list[Entry] = []
         """What some cohort has not been written yet."""
@@ -278,6 +320,7 @@ class Channel:
     def drop(self, follower: "Follower") -> None:
         self._leave_cohort(follower)
         self._behind.pop(follower, None)
+        self._pump.forget(follower)
         if not self._cohorts and not self._behind:
             self.log.unwatch(self._on_entry, self.topics)
             if self._waking is not None:
@@ -285,7 +328,7 @@ class Channel:
             self._emptied()
 
     def hurry(self) -> None:
-        self._hurry(self)
+        self._pump.hurry(self)
 
     def deliver(self, now: float) -> Iterator[None]:
         """Writes all that is new to those who have the rest, and the next piece to those who do not."""
@@ -307,16 +350,15 @@ class Channel:
         """Whether the log has dropped what it lacks."""
         return follower in self._behind and not self.log.keeps_after(follower.seq)
 
-    def heartbeat_of(self, follower: "Follower") -> bytes | None:
-        """Framed, and with where it stands if it has all that is for it; None while it lacks something."""
-        if (cohort := follower.cohort) is None:
-            return None
+    def beat(self, cohort: Cohort, now: float) -> None:
+        """A heartbeat says where they stand."""
         seq = self._seq(cohort)
         if seq != self._beat_seq:
             self._beat_seq = seq
             position = str(Position(self.log.epoch, seq))
             self._beat = self.frame(self.form.heartbeat(position))
-        return self._beat
+        cohort.wrote_at = now
+        self._spread(self._beat, cohort)
 
     def _seq(self, cohort: Cohort) -> int:
         """Up to here its members have all. What is not for them has passed them by."""
@@ -335,8 +377,9 @@ class Channel:
         """It has all that there is."""
         cohort = min(self._cohorts, key=lambda each: len(each.members), default=None)
         if cohort is None or len(cohort.members) >= TURN_WRITES:
-            cohort = Cohort(self._past + len(self._pending))
+            cohort = Cohort(self, self._past + len(self._pending))
             self._cohorts.append(cohort)
+            self._pump.begin(cohort)
         else:
             self._write(cohort, now)
             if not cohort.members:  # all of them have fallen behind by that, or are lost
@@ -388,7 +431,7 @@ class Channel:
                     self.fall_behind(follower)
                 self.hurry()
             elif data:
-                self.wrote_at = now
+                cohort.wrote_at = now
                 self._spread(framed, cohort)
                 since = self._pending[cohort.read - self._past].time
                 self.metrics.delivered(
@@ -403,7 +446,7 @@ class Channel:
         followers = iter(tuple(cohort.members))
         try:
             for follower in followers:
-                if follower.is_blocked:
+                if follower.outlet.is_blocked:
                     self.fall_behind(follower)
                 else:
                     follower.write(data)
@@ -423,7 +466,7 @@ class Channel:
 
     def _step(self, now: float) -> Iterator[None]:
         for number, follower in enumerate(tuple(self._behind), 1):
-            if follower in self._behind and follower.step(now):
+            if follower in self._behind and follower.step():
                 self._join_cohort(follower, now)
                 # Not before: the last of those whom it joins may be found gone, and it has this channel to itself.
                 del self._behind[follower]
@@ -434,28 +477,28 @@ class Channel:
         if entry is not None:
             self._pending.append(entry)
         if self._waking is None:
-            self._hurry(self)
+            self.hurry()
 
 
 class Follower:
     """One client."""
 
     __slots__ = (
+        "_begun",
         "_channel",
         "_expired",
-        "_expires",
         "_final",
         "_in_event",
-        "_outlet",
         "_pieces",
         "_reason",
         "_stall",
         "_unsent",
         "_write_timeout",
-        "_wrote_at",
         "cohort",
+        "outlet",
         "over",
         "seq",
+        "tick",
     )
 
     def __init__(
@@ -464,38 +507,40 @@ class Follower:
         outlet: Outlet,
         beginning: Iterator[Piece],
         seq: int,
-        deadline: Deadline,
+        expired: ClosingReason,
         write_timeout: float,
     ) -> None:
+        """`expired`: why it ends at its deadline."""
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done when nothing more will be written."""
         self.seq = seq
         """What it has, while it lacks something."""
         self.cohort: Cohort | None = None
         """With whom it has all there is for them; None while it lacks something."""
+        self.outlet = outlet
+        self.tick = 0
+        """Of the pump, at which its deadline comes."""
         self._channel = channel
-        self._outlet = outlet
+        self._begun = False
         self._pieces: Iterator[Piece] | None = beginning
         """What has been read, or begun with."""
         self._in_event = False
-        self._expires = deadline.at
-        self._expired = deadline.reason
+        self._expired = expired
         self._final: bytes | None = None
         self._reason = CLIENT_GONE
-        self._wrote_at = 0.0
         self._write_timeout = write_timeout
         self._stall: asyncio.TimerHandle | None = None
         self._unsent = 0
 
     @property
-    def is_blocked(self) -> bool:
-        return self._outlet.is_blocked
+    def writes(self) -> int:
+        return 1
 
     def write(self, data: bytes) -> None:
         """Data that is framed. Who cannot be written it is written nothing more: it would miss it."""
         is_written = False
         try:
-            self._outlet.write(data)
+            self.outlet.write(data)
             is_written = True
         except RuntimeError:
             pass  # uvloop's word for a socket that is closed already, as uvicorn does not always tell
@@ -513,7 +558,7 @@ class Follower:
             self._reason = reason
             if not self._in_event:
                 self._pieces = None
-            if self._in_event or self.is_blocked:
+            if self._in_event or self.outlet.is_blocked:
                 # However slowly it takes the rest, and holds what the log has dropped, it is over then.
                 asyncio.get_running_loop().call_later(self._write_timeout, self._drop)
             self._channel.fall_behind(self)
@@ -536,9 +581,9 @@ class Follower:
             self._channel.metrics.event_streams_closed[self._reason] += 1
             self.over.set_result(None)
 
-    def step(self, now: float) -> bool:
+    def step(self) -> bool:
         """Writes the next piece of what it lacks; whether it has all then."""
-        if self.is_blocked:
+        if self.outlet.is_blocked:
             return False
         if self._final is not None and not self._in_event:
             self.write(self._channel.frame(self._final))
@@ -552,7 +597,7 @@ class Follower:
             return False
         self._in_event = not ends_event
         if piece:
-            self._wrote_at = now
+            self._begun = True
             self._channel.metrics.delivered_bytes += len(piece)
             self.write(self._channel.frame(piece))
         if self.over.done():
@@ -582,34 +627,22 @@ class Follower:
             self._pieces = None
         return piece
 
-    def tend(self, now: float, heartbeat: float) -> float | None:
-        """Does what is due; when to call next, None for never."""
-        if self.over.done() or self._final is not None:
-            return None
-        if now >= self._expires:
-            self.leave(self._expired)
-            return None
-        if self._wrote_at and self._channel.has_passed(self):  # its beginning comes first
-            self.leave(ClosingReason.SLOW)
-            return None
-        due = max(self._wrote_at, self._channel.wrote_at) + heartbeat
-        if now >= due:
-            due = now + heartbeat
-            beat = self._channel.heartbeat_of(self)
-            if beat is not None and not self.is_blocked:
-                self._wrote_at = now
-                self.write(beat)
-        return min(due, self._expires)
+    def tend(self, now: float, heartbeat: float) -> None:
+        """Its deadline has come."""
+        self.leave(self._expired)
 
     def _look_later(self, looks: int) -> None:
-        self._unsent = self._outlet.unsent()
+        self._unsent = self.outlet.unsent()
         self._stall = asyncio.get_running_loop().call_later(
             self._write_timeout / STALL_LOOKS, self._look, looks - 1
         )
 
     def _look(self, looks: int) -> None:
-        """A client that stands still costs its socket and nothing else; a slow one goes on."""
-        if self._outlet.unsent() < self._unsent:
+        """A client that stands still costs its socket and nothing else; a slow one goes on, as long as the log has
+        what it lacks."""
+        if self._begun and self._final is None and self._channel.has_passed(self):
+            self.leave(ClosingReason.SLOW)  # its beginning comes first
+        if self.outlet.unsent() < self._unsent:
             self._look_later(STALL_LOOKS)
         elif looks:
             self._look_later(looks)
@@ -620,7 +653,7 @@ class Follower:
 
     def _drop(self) -> None:
         if not self.over.done():
-            self._outlet.abort()
+            self.outlet.abort()
             self.lost()
 
     def _forget_stall(self) -> None:

@@ -3,7 +3,6 @@
 import asyncio
 import tracemalloc
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import pytest
@@ -19,30 +18,40 @@ from gateway.web.forms import EventStreamForm, View
 from tests.outlets import Socket
 
 
+class _ByHand(Pump):
+    """Its rounds are a test's to make."""
+
+    def __init__(self) -> None:
+        super().__init__(Metrics(), heartbeat=15.0, write_timeout=30.0)
+
+    def hurry(self, channel: Channel) -> None:
+        pass
+
+
+def _nothing() -> None:
+    pass
+
+
 async def test_the_position_of_a_heartbeat_does_not_go_back() -> None:
     """An event has come and is not written yet: the reader has all up to it, and was told so."""
     log = EventLog(sse.encode, LogBounds(), ["quiet"])
-    hurried: list[Channel] = []
-    topics = frozenset({"quiet"})
     form = EventStreamForm(View.STREAMS)
-    channel = Channel(log, topics, form, bytes, Metrics(), hurried.append, lambda: None)
+    channel = Channel(log, frozenset({"quiet"}), form, bytes, Metrics(), _ByHand(), _nothing)
     outlet = Socket()
-    deadline = Deadline(3600.0, ClosingReason.MAX_AGE)
-    reader = Follower(channel, outlet, iter(()), 0, deadline, 30.0)
+    reader = Follower(channel, outlet, iter(()), 0, ClosingReason.MAX_AGE, 30.0)
     channel.add(reader)
-    numbers = count()
-    while hurried:
-        hurried.clear()
-        list(channel.deliver(float(next(numbers))))
+    list(channel.deliver(0.0))
+    assert reader.cohort is not None
     for _ in range(3):
         log.append(ParticipantDisconnected("carol", None))  # on a topic of others
 
-    before = channel.heartbeat_of(reader)
+    reader.cohort.tend(1000.0, 15.0)
     log.append(StreamOpened("s", "quiet", "carol", 0))
+    reader.cohort.tend(2000.0, 15.0)
 
-    assert before is not None
+    before, after = outlet.taken()
     assert before.endswith(f"id: {log.epoch}-3\n\n".encode())
-    assert channel.heartbeat_of(reader) == before
+    assert after == before
 
 
 async def test_who_joins_those_that_are_lost_by_that_is_written_what_comes_next(
@@ -54,14 +63,11 @@ async def test_who_joins_those_that_are_lost_by_that_is_written_what_comes_next(
     emptied: list[bool] = []
     topics = frozenset({"t"})
     form = EventStreamForm(View.STREAMS)
-    channel = Channel(
-        log, topics, form, bytes, Metrics(), lambda _: None, lambda: emptied.append(True)
-    )
+    channel = Channel(log, topics, form, bytes, Metrics(), _ByHand(), lambda: emptied.append(True))
     socket = Socket()
 
     def follower(outlet: Socket) -> Follower:
-        deadline = Deadline(3600.0, ClosingReason.MAX_AGE)
-        return Follower(channel, outlet, iter(()), 0, deadline, 30.0)
+        return Follower(channel, outlet, iter(()), 0, ClosingReason.MAX_AGE, 30.0)
 
     leaving, silent, last = (
         follower(each) for each in (Socket(RuntimeError()), Socket(RuntimeError()), socket)
@@ -92,13 +98,13 @@ class _Readers:
         self.log = log
         form = EventStreamForm(View.STREAMS)
         self.channel = Channel(
-            log, frozenset({PARTICIPANTS}), form, bytes, Metrics(), lambda _: None, lambda: None
+            log, frozenset({PARTICIPANTS}), form, bytes, Metrics(), _ByHand(), _nothing
         )
 
     def join(self, take: Callable[[bytes], object]) -> Follower:
         outlet = Socket(take=take)
-        deadline = Deadline(3600.0, ClosingReason.MAX_AGE)
-        reader = Follower(self.channel, outlet, iter(()), self.log.head.seq, deadline, 30.0)
+        head = self.log.head.seq
+        reader = Follower(self.channel, outlet, iter(()), head, ClosingReason.MAX_AGE, 30.0)
         self.channel.add(reader)
         return reader
 
