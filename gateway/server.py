@@ -44,6 +44,10 @@ DEAD_AFTER = 60
 way to it, as a heartbeat is; without it, that takes a quarter of an hour (tcp(7), TCP_USER_TIMEOUT)."""
 
 
+LINGER = 1.0
+"""Seconds in which what a client still sends after our last answer is read and dropped. Closed with something
+unread, a connection is reset, which takes an answer from who has not read it yet (RFC 9112, 9.6)."""
+
 LAST_CALL = 0.9
 """Part of the time that requests have to end in after which readers of bodies without an end are dropped."""
 
@@ -63,10 +67,11 @@ class _Answers(asyncio.Transport):
     ASGI wants it so. A short answer is one packet then, which wakes its reader once.
     """
 
-    __slots__ = ("_head", "_transport", "in_body")
+    __slots__ = ("_close", "_head", "_transport", "in_body")
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
+        self._close = close
         self._head = b""
         self.in_body = False
 
@@ -91,7 +96,7 @@ class _Answers(asyncio.Transport):
 
     def close(self) -> None:
         self.end_answer()
-        self._transport.close()
+        self._close()
 
 
 def _as_it_is(data: bytes) -> bytes:
@@ -122,7 +127,15 @@ class Outlet:
     Its end is ASGI's again.
     """
 
-    __slots__ = ("_answers", "_listener", "_socket", "_transport", "frame", "is_blocked")
+    __slots__ = (
+        "_answers",
+        "_is_clear",
+        "_listener",
+        "_socket",
+        "_transport",
+        "frame",
+        "is_blocked",
+    )
 
     def __init__(
         self,
@@ -136,16 +149,17 @@ class Outlet:
         self._transport = transport
         self._socket: int = transport.get_extra_info("socket").fileno()
         self._listener: Listener | None = None
+        self._is_clear = False
 
     def write(self, data: bytes) -> None:
         """Takes what `frame` made. Raises RuntimeError where the client has gone.
 
         To the socket at once, where nothing waits before it: uvloop would gather it first, and touch for that
-        what of an idle connection is in no cache of the processor.
+        what of an idle connection is in no cache of the processor. So would asking it whether anything waits.
         """
         transport = self._transport
         # A socket that is closing may be somebody else's by its number before we are told.
-        if not self._answers.in_body or transport.is_closing() or transport.get_write_buffer_size():
+        if transport.is_closing() or not (self._is_clear or self._clears()):
             self._answers.write(data)
             return
         try:
@@ -153,7 +167,17 @@ class Outlet:
         except OSError:  # full, or broken: the transport finds out which
             written = 0
         if written < len(data):
+            self._is_clear = False
             transport.write(memoryview(data)[written:])
+
+    def _clears(self) -> bool:
+        """Whether nothing waits, or is written by others: then that stays so, until we write too much."""
+        self._is_clear = self._answers.in_body and not self._transport.get_write_buffer_size()
+        return self._is_clear
+
+    def end(self) -> None:
+        """The connection is ASGI's again."""
+        self._is_clear = False
 
     def follow(self, listener: Listener) -> None:
         """Has it told how the client is; at once, where it has gone already."""
@@ -229,6 +253,7 @@ class HttpProtocol(HttpToolsProtocol):
     _outlet: Outlet | None = None
     _in_head = True
     _between_messages = True
+    _lingers = False
     _progress = False
     """Whether the parser has delivered a part of a message from the data at hand."""
     _head_timer: asyncio.TimerHandle | None = None
@@ -238,7 +263,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.logger = _logger
-        self._answers = _Answers(transport)
+        self._answers = _Answers(transport, self._close)
         self.flow = _FlowControl(transport)
         self._await_head()
         self.pipeline = _Pipeline()  # type: ignore[assignment]
@@ -312,7 +337,9 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self._answers.end_answer()
-        self._outlet = None
+        if self._outlet is not None:
+            self._outlet.end()
+            self._outlet = None
         super().on_response_complete()
 
     def on_chunk_header(self) -> None:
@@ -328,7 +355,30 @@ class HttpProtocol(HttpToolsProtocol):
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
+    def shutdown(self) -> None:
+        cycle: RequestResponseCycle | None = self.cycle
+        if cycle is None or cycle.response_complete:
+            self._close()
+        else:
+            super().shutdown()
+
+    def _close(self) -> None:
+        if self._between_messages:
+            self.transport.close()
+        else:
+            self._linger()
+
+    def _linger(self) -> None:
+        """The client sends, and is not to lose what it has been answered."""
+        if not self._lingers and not self.transport.is_closing():
+            self._lingers = True
+            self.flow.resume_reading()
+            self.transport.write_eof()
+            self.loop.call_later(LINGER, self.transport.close)
+
     def data_received(self, data: bytes) -> None:
+        if self._lingers:
+            return
         if self.parser is None:
             self.parser = httptools.HttpRequestParser(self)
             self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
@@ -384,7 +434,7 @@ class HttpProtocol(HttpToolsProtocol):
             "Connection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
-        self.transport.close()
+        self._linger()
 
 
 def _without_offers(data: bytes) -> bytes:
@@ -403,6 +453,7 @@ class Server(uvicorn.Server):
         self, app: ASGIApp, drain: Callable[[], Awaitable[None]], *, drain_timeout: float
     ) -> None:
         """`drain_timeout`: seconds that requests have to end in after `drain` has returned."""
+        self._exit = asyncio.Event()
         super().__init__(
             uvicorn.Config(
                 app,
@@ -419,6 +470,25 @@ class Server(uvicorn.Server):
             )
         )
         self._drain = drain
+
+    @property
+    def should_exit(self) -> bool:
+        return self._exit.is_set()
+
+    @should_exit.setter
+    def should_exit(self, value: bool) -> None:
+        if value:
+            self._exit.set()
+        else:
+            self._exit.clear()
+
+    async def main_loop(self) -> None:
+        """Once a second, for the date of the answers: uvicorn wakes ten times as often, to see whether it should
+        exit, which costs a third of what ten thousand heartbeats do."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1.0):
+                    await self._exit.wait()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
