@@ -25,16 +25,6 @@ TURN_WRITES = 200
 TURN_CHANNELS = 50
 """Likewise, where each has few followers."""
 
-REST = 0.5
-"""Part of the time that a round of writes has taken for which its channel rests before the next: what comes meanwhile goes
-out together. Each write is work for a reader too, and one round behind the other would leave both no time."""
-
-SHORTEST_REST = 0.001
-"""Seconds; a hundred readers have all within a millisecond, and do not wait."""
-
-LONGEST_REST = 0.01
-"""Likewise, however much else has gone on during the round."""
-
 TEND_TOGETHER = 1 / 30
 """Part of the heartbeat's interval by which what is due may be late, so that it is done together: one at a time,
 each would wake the process."""
@@ -305,8 +295,6 @@ class Channel:
         """How many entries were there before."""
         self._cohorts: list[Cohort] = []
         self._behind: dict[Follower, None] = {}
-        self._rests_until = 0.0
-        self._waking: asyncio.TimerHandle | None = None
         self._made: tuple[int, int, bytes, bytes] | None = None
         """Of the entries from the one number to the other: what is written, as it is and framed."""
         self._beat = b""
@@ -323,8 +311,6 @@ class Channel:
         self._pump.forget(follower)
         if not self._cohorts and not self._behind:
             self.log.unwatch(self._on_entry, self.topics)
-            if self._waking is not None:
-                self._waking.cancel()
             self._emptied()
 
     def hurry(self) -> None:
@@ -332,8 +318,7 @@ class Channel:
 
     def deliver(self, now: float) -> Iterator[None]:
         """Writes all that is new to those who have the rest, and the next piece to those who do not."""
-        if not self._rests():
-            yield from self._write_all(now)
+        yield from self._write_all(now)
         yield from self._step(now)
         if self.log.ended is not None and not self._pending:
             final = self.form.event(self.log.ended)
@@ -388,8 +373,6 @@ class Channel:
         follower.cohort = cohort
 
     def _write_all(self, now: float) -> Iterator[None]:
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
         writes = 0
         for cohort in tuple(self._cohorts):
             writes += self._write(cohort, now)
@@ -397,23 +380,6 @@ class Channel:
                 writes = 0
                 yield
         self._forget_written()
-        ended = loop.time()
-        rest = min((ended - begun) * REST, LONGEST_REST)
-        if rest >= SHORTEST_REST:
-            self._rests_until = ended + rest
-
-    def _rests(self) -> bool:
-        """Whether what there is waits; then it is looked for again."""
-        loop = asyncio.get_running_loop()
-        if loop.time() >= self._rests_until:
-            return False
-        if self._waking is None and self._pending:
-            self._waking = loop.call_at(self._rests_until, self._wake)
-        return True
-
-    def _wake(self) -> None:
-        self._waking = None
-        self.hurry()
 
     def _write(self, cohort: Cohort, now: float) -> int:
         """What is new to a cohort; how many of it have been written that."""
@@ -476,8 +442,7 @@ class Channel:
     def _on_entry(self, entry: Entry | None) -> None:
         if entry is not None:
             self._pending.append(entry)
-        if self._waking is None:
-            self.hurry()
+        self.hurry()
 
 
 class Follower:

@@ -417,8 +417,6 @@ class World:
         for socket in self._current.values():
             socket.unblock()
         await self.turns(100)
-        self._clock.now += delivery.LONGEST_REST
-        await self.turns(100)
         self.check(settled=True)
         self._clock.now += SETTINGS.heartbeat
         await self.turns(100)
