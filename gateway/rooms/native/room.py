@@ -40,7 +40,10 @@ class NativeHeader:
 
 
 class NativeRoom(rtc.Room):
-    """A stock room whose events come to it alone, and which shows the three facts."""
+    """A stock room whose events come to it alone, and which shows the three facts.
+
+    It publishes no tracks: the stock room waits for the events of its own tracks where ours do not pass.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,12 +59,12 @@ class NativeRoom(rtc.Room):
         # of connect, and since then the loop has not run.
         ffi_client.FfiClient.instance.queue.unsubscribe(self._ffi_queue)
         handle: Any = self._ffi_handle
-        routes: tuple[Key, ...] = (
-            ("room_event", handle.handle),
-            ("rpc_method_invocation", self.native_participant),
-        )
-        for key in routes:
-            DISPATCH.route(key, self._ffi_queue.put_nowait)
+        routes: dict[Key, Callable[[Any], None]] = {
+            ("room_event", handle.handle): self._take,
+            ("rpc_method_invocation", self.native_participant): self._ffi_queue.put_nowait,
+        }
+        for key, to in routes.items():
+            DISPATCH.route(key, to)
 
         def unroute(_: object) -> None:
             for key in routes:
@@ -130,6 +133,14 @@ class NativeRoom(rtc.Room):
         send.trailer.reason = reason
         await DISPATCH.ask(request, "send_stream_trailer", "send_stream_trailer")
 
+    def _take(self, event: Any) -> None:
+        """At once: by the stock room's queue and task it would wait for whatever else is ready to run, as the answers to texts
+        that have been sent."""
+        if event.room_event.HasField("eos"):
+            self._ffi_queue.put_nowait(event)  # which ends that task
+        else:
+            self._on_room_event(event.room_event)
+
     def _on_room_event(self, event: Any) -> None:
         kind = event.WhichOneof("message")
         if kind in _PACKETS:  # the stock room does nothing with them
@@ -164,7 +175,7 @@ class NativeRoom(rtc.Room):
         try:
             handler(reader, opened.participant_identity)
         finally:
-            # After an error of the handler's, which the stock room logs, nobody else would.
+            # After an error of the handler's, nobody else would.
             if reader.unread:
                 reader.close()
 
