@@ -7,56 +7,50 @@ has to tell.) LiveKit takes us for one whose network failed and keeps us in the 
 does not learn that we left for good.
 """
 
-from datetime import timedelta
+from collections.abc import Awaitable, Callable
 from urllib.parse import urlencode
 
 import aiohttp
 from livekit import rtc
 from livekit.protocol.rtc import LeaveRequest, SignalRequest, SignalResponse
 
-from gateway.rooms.tokens import mint
-
 PROTOCOL = 16
 """Of LiveKit's signalling: the newest version that asks nothing of us that leaving does not need."""
 
-TOKEN_TTL = timedelta(minutes=1)
-
 
 async def leave_again(
+    http: aiohttp.ClientSession,
     url: str,
-    credentials: tuple[str, str],
-    room: str,
-    identity: str,
-    sid: str,
+    token: str,
+    is_there: Callable[[], Awaitable[bool]],
     reason: rtc.DisconnectReason.ValueType,
 ) -> None:
-    """Takes the signal connection of the participant up again, as after a lost network, and says on it that
-    it leaves; reads on until LiveKit has closed it.
+    """Takes the signal connection of the token's participant up again, as after a lost network, and says on
+    it that it leaves; reads on until LiveKit has closed it.
 
-    LiveKit resumes by the identity alone. A participant of the same name that has come since has another
-    `sid`, is left alone, and connects its signalling anew.
+    LiveKit resumes whoever has that identity. `is_there` tells whether that is still the one who left: one
+    that has come since connects its signalling anew, if its joining was complete, and fails to join else. So
+    this is for right after a look, and no join of ours may be under way. A room that has ended since that
+    look is opened again, empty.
 
-    Raises aiohttp.ClientError; takes as long as LiveKit does.
+    Raises aiohttp.ClientError, and what `is_there` raises; takes as long as LiveKit does.
     """
-    token = mint(*credentials, room=room, identity=identity, ttl=TOKEN_TTL)
-    query = urlencode({"reconnect": 1, "sid": sid, "protocol": PROTOCOL, "auto_subscribe": 0})
+    query = urlencode({"reconnect": 1, "protocol": PROTOCOL, "auto_subscribe": 0})
     farewell = SignalRequest(
         leave=LeaveRequest(
             reason=rtc.DisconnectReason.Name(reason), action=LeaveRequest.Action.DISCONNECT
         )
     ).SerializeToString()
-    async with (
-        aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as http,
-        http.ws_connect(f"{url.rstrip('/')}/rtc?{query}") as signalling,
-    ):
+    async with http.ws_connect(
+        f"{url.rstrip('/')}/rtc?{query}", headers={"Authorization": f"Bearer {token}"}
+    ) as signalling:
         async for message in signalling:
             if message.type is not aiohttp.WSMsgType.BINARY:
                 continue
-            said = SignalResponse.FromString(message.data)
-            if said.WhichOneof("message") == "leave":
+            kind = SignalResponse.FromString(message.data).WhichOneof("message")
+            if kind == "leave":
                 return  # it is not there any more
-            for participant in said.update.participants:
-                if participant.identity == identity:
-                    if participant.sid != sid:
-                        return
-                    await signalling.send_bytes(farewell)
+            if kind == "reconnect":
+                if not await is_there():
+                    return
+                await signalling.send_bytes(farewell)

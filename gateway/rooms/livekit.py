@@ -8,6 +8,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import timedelta
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -42,7 +43,7 @@ from gateway.rooms.base import (
 from gateway.rooms.farewell import leave_again
 from gateway.rooms.incoming import IncomingStreams
 from gateway.rooms.native.room import NativeRoom
-from gateway.rooms.tokens import mint_observer
+from gateway.rooms.tokens import mint, mint_observer
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ LEAVE_TIMEOUT = 3.0
 
 LEAVING_HEARD = 0.1
 """Seconds that LiveKit has to take our leaving in, before it is asked and told again. It takes 0.01."""
+
+FAREWELL_TTL = timedelta(minutes=1)
 
 FLUSH_TIMEOUT = 2.0
 """Seconds that leaving waits for what the SDK has accepted from us and not yet put on the wire; 1 MiB
@@ -120,7 +123,9 @@ class LiveKitRooms(Rooms):
         super().__init__()
         self._url = url
         self.stream_idle_timeout = stream_idle_timeout
-        self._api = api.LiveKitAPI(url, api_key, api_secret)
+        # One for both, so that a farewell goes out on the connection of the look before it.
+        self._http = aiohttp.ClientSession()
+        self._api = api.LiveKitAPI(url, api_key, api_secret, session=self._http)
         self._options = rtc.RoomOptions(
             auto_subscribe=False,
             data_stream=rtc.DataStreamOptions(max_payload_byte_length=max_stream_bytes),
@@ -130,6 +135,7 @@ class LiveKitRooms(Rooms):
         self._room_class = native.cured_room(log=log)
         self._work: set[asyncio.Task[None]] = set()
         self._abandoned: dict[tuple[str, str], asyncio.Task[None]] = {}
+        self._farewells: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     async def check(self) -> None:
         """Asks the server whether it takes our API key. Raises JoinFailed or LiveKitUnavailable."""
@@ -190,7 +196,7 @@ class LiveKitRooms(Rooms):
     async def _join(
         self, room: str, identity: str, token: str, topics: Collection[str], listener: Listener
     ) -> "_LiveKitRoom":
-        await self._see_abandoned(room, identity)
+        await self._see_earlier(room, identity)
         joined = _LiveKitRoom(self, self._room_class(), self._api, room, identity, listener)
         for topic in topics:
             joined.register_topic(topic)
@@ -205,34 +211,56 @@ class LiveKitRooms(Rooms):
         task.add_done_callback(self._work.discard)
         return task
 
-    async def see_off(
+    def see_off(
+        self, room: str, identity: str, sid: str, reason: rtc.DisconnectReason.ValueType
+    ) -> asyncio.Task[None]:
+        """Makes sure that LiveKit has heard that this participant left: see `farewell`."""
+        key = (room, identity)
+        task = self.see_through(self._see_off(room, identity, sid, reason))
+        self._farewells[key] = task
+
+        def forget(over: asyncio.Task[None]) -> None:
+            if self._farewells.get(key) is over:
+                del self._farewells[key]
+
+        task.add_done_callback(forget)
+        return task
+
+    async def _see_off(
         self, room: str, identity: str, sid: str, reason: rtc.DisconnectReason.ValueType
     ) -> None:
-        """Makes sure that LiveKit has heard that this participant left: see `farewell`."""
+        async def is_there() -> bool:
+            found = await self.find_participant(room, identity)
+            return found is not None and found.sid == sid
+
+        if self._http.closed:
+            return  # nobody is asked any more
         try:
             async with asyncio.timeout(LEAVE_TIMEOUT):
-                if await self._is_there(room, identity, sid):
-                    await asyncio.sleep(LEAVING_HEARD)
-                    if await self._is_there(room, identity, sid):
-                        await leave_again(self._url, self._credentials, room, identity, sid, reason)
+                if not await is_there():
+                    return
+                await asyncio.sleep(LEAVING_HEARD)
+                if not await is_there():
+                    return
+                token = mint(*self._credentials, room=room, identity=identity, ttl=FAREWELL_TTL)
+                await leave_again(self._http, self._url, token, is_there, reason)
         except (LiveKitUnavailable, aiohttp.ClientError, DecodeError, TimeoutError) as error:
             logger.warning(
                 "Whether LiveKit heard of a leaving is not known (%s); else it keeps the participant for 20 s.",
                 type(error).__name__,
             )
 
-    async def _is_there(self, room: str, identity: str, sid: str) -> bool:
-        found = await self.find_participant(room, identity)
-        return found is not None and found.sid == sid
-
     async def aclose(self) -> None:
-        if self._work:
-            await asyncio.wait(self._work, timeout=LEAVE_TIMEOUT)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_TIMEOUT):
+                while self._work:  # a leaving is followed by its farewell
+                    await asyncio.wait(self._work)
         unfinished = (*self._work, *self._abandoned.values())
         for task in unfinished:
             task.cancel()
         await asyncio.gather(*unfinished, return_exceptions=True)
         await self._api.aclose()
+        await self._http.close()
 
     async def _connect(self, joined: "_LiveKitRoom", token: str) -> None:
         connecting = asyncio.create_task(joined.sdk_room.connect(self._url, token, self._options))
@@ -262,12 +290,15 @@ class LiveKitRooms(Rooms):
         self._abandoned[key] = task = asyncio.create_task(leave_when_joined())
         task.add_done_callback(lambda _: self._abandoned.pop(key))
 
-    async def _see_abandoned(self, room: str, identity: str) -> None:
-        """Waits for an abandoned join of the same identity: whichever came second would evict the other."""
+    async def _see_earlier(self, room: str, identity: str) -> None:
+        """Waits for an abandoned join of the same identity: whichever came second would evict the other; and for
+        a farewell, which would take the signalling of the new connection."""
         if abandoned := self._abandoned.get((room, identity)):
             await asyncio.wait({abandoned}, timeout=JOIN_TIMEOUT)
             if not abandoned.done():
                 raise LiveKitUnavailable("An earlier join of this identity is not over yet.")
+        if farewell := self._farewells.get((room, identity)):
+            await asyncio.wait({farewell})
 
 
 class _NotFound(Exception):
@@ -441,7 +472,7 @@ class _LiveKitRoom(Room):
         if self.sdk_room.isconnected():
             sid = self.sdk_room.local_participant.sid
             await self._disconnect(reason)
-            self.see_through(self._rooms.see_off(self.name, self.identity, sid, reason))
+            self._rooms.see_off(self.name, self.identity, sid, reason)
         await self._incoming.end()
         await self._messages.end()
         self.agents.end()

@@ -3,8 +3,11 @@
 import asyncio
 import os
 import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 from livekit import rtc
 from livekit.rtc._ffi_client import FfiClient
@@ -20,6 +23,8 @@ from tests.cutting_proxy import Cut, How, Way, cutting_proxy
 from tests.guests import Guest
 from tests.running_gateway import DEADLINE, RunningGateway, livekit_token
 from tools.livekit_server import LiveKitServer
+
+LEAVING = rtc.DisconnectReason.CLIENT_INITIATED
 
 
 class SdkParticipant:
@@ -158,39 +163,76 @@ async def test_after_its_linger_a_participant_leaves_as_one_who_may_come_back(
     assert carol.disconnect_reason == rtc.DisconnectReason.USER_UNAVAILABLE
 
 
+@asynccontextmanager
+async def _rooms_that_lose_leavings(
+    server: LiveKitServer,
+) -> AsyncIterator[tuple[LiveKitRooms, Callable[[], None]]]:
+    """Behind a proxy, which cuts the next signal connection that something comes over after the call."""
+    async with cutting_proxy(server.url.replace("ws://", "http://")) as proxy:
+        url = proxy.url.replace("http://", "ws://")
+        rooms = LiveKitRooms(url, server.api_key, server.api_secret, max_stream_bytes=1)
+        yield rooms, lambda: proxy.cut([Cut(Way.REQUESTS, 0, How.RESET)])
+        await rooms.aclose()
+
+
 @pytest.mark.parametrize("for_good", [True, False])
 async def test_a_leaving_that_was_lost_on_its_way_is_told_again(
     server: LiveKitServer, room: str, for_good: bool
 ) -> None:
     """Else LiveKit keeps us in the room for 20 s, and an agent does not learn whether we come back."""
-    upstream = server.url.replace("ws://", "http://")
     carol = rtc.Room()
     came: asyncio.Queue[rtc.RemoteParticipant] = asyncio.Queue()
     left: asyncio.Queue[rtc.RemoteParticipant] = asyncio.Queue()
     carol.on("participant_connected", came.put_nowait)
     carol.on("participant_disconnected", left.put_nowait)
     await carol.connect(server.url, livekit_token(server, room, "carol"))
-    async with cutting_proxy(upstream) as proxy:
-        rooms = LiveKitRooms(
-            proxy.url.replace("http://", "ws://"),
-            server.api_key,
-            server.api_secret,
-            max_stream_bytes=1,
+    async with _rooms_that_lose_leavings(server) as (rooms, lose):
+        bob = await rooms.join(
+            room, "bob", livekit_token(server, room, "bob"), (), Guest().listener
         )
-        guest = Guest()
-        bob = await rooms.join(room, "bob", livekit_token(server, room, "bob"), (), guest.listener)
         async with asyncio.timeout(DEADLINE):
             await came.get()
-            proxy.cut([Cut(Way.REQUESTS, 0, How.RESET)])
+            lose()
             await bob.leave(for_good=for_good)
             gone = await left.get()
-        await rooms.aclose()
     await carol.disconnect()
 
     assert gone.identity == "bob"
     assert gone.disconnect_reason == (
         rtc.DisconnectReason.CLIENT_INITIATED if for_good else rtc.DisconnectReason.USER_UNAVAILABLE
     )
+
+
+async def test_a_hidden_participant_that_leaves_is_gone_as_well(
+    server: LiveKitServer, room: str
+) -> None:
+    """LiveKit tells it nothing of itself when it takes up its signal connection again."""
+    async with _rooms_that_lose_leavings(server) as (rooms, lose):
+        observer = await rooms.observe(room, (), Guest().listener)
+        lose()
+        await observer.leave()
+        identity = observer.local.identity
+        async with asyncio.timeout(DEADLINE):
+            while await rooms.find_participant(room, identity) is not None:
+                pass
+
+
+async def test_who_comes_back_at_once_is_not_disturbed_by_its_farewell(
+    server: LiveKitServer, room: str
+) -> None:
+    back = Guest()
+    token = livekit_token(server, room, "bob")
+    async with _rooms_that_lose_leavings(server) as (rooms, lose):
+        bob = await rooms.join(room, "bob", token, (), Guest().listener)
+        lose()
+        await bob.leave()
+        again = await rooms.join(room, "bob", token, (), back.listener)
+        there = await rooms.find_participant(room, "bob")
+        await again.leave()
+
+    assert there is not None
+    assert there.sid == again.local.sid
+    assert back.lost.empty()
 
 
 async def test_who_came_under_the_name_of_one_that_left_is_let_be(
@@ -202,10 +244,8 @@ async def test_who_came_under_the_name_of_one_that_left_is_let_be(
     bob.on("reconnected", lambda: ways.put_nowait("reconnected"))
     bob.on("disconnected", lambda reason: ways.put_nowait("disconnected"))
     await bob.connect(server.url, livekit_token(server, room, "bob"))
-    credentials = (server.api_key, server.api_secret)
-    leaving = rtc.DisconnectReason.CLIENT_INITIATED
-    async with asyncio.timeout(2 * DEADLINE):
-        await leave_again(server.url, credentials, room, "bob", "PA_another", leaving)
+    async with asyncio.timeout(2 * DEADLINE), aiohttp.ClientSession() as http:
+        await leave_again(http, server.url, livekit_token(server, room, "bob"), _is_not, LEAVING)
         way = await ways.get()
     await bob.disconnect()
 
@@ -215,14 +255,16 @@ async def test_who_came_under_the_name_of_one_that_left_is_let_be(
 async def test_nobody_is_made_to_leave_who_is_not_there(server: LiveKitServer, room: str) -> None:
     bob = rtc.Room()
     await bob.connect(server.url, livekit_token(server, room, "bob"))
-    credentials = (server.api_key, server.api_secret)
-    leaving = rtc.DisconnectReason.CLIENT_INITIATED
-    async with asyncio.timeout(DEADLINE):
-        await leave_again(server.url, credentials, room, "carol", "PA_any", leaving)
+    async with asyncio.timeout(DEADLINE), aiohttp.ClientSession() as http:
+        await leave_again(http, server.url, livekit_token(server, room, "carol"), _is_not, LEAVING)
     seen = set(bob.remote_participants)
     await bob.disconnect()
 
     assert seen == set()
+
+
+async def _is_not() -> bool:
+    return False
 
 
 async def test_a_join_that_was_given_up_does_not_disturb_the_next(
