@@ -218,10 +218,13 @@ class Pump:
         try:
             while due and writes < TURN_WRITES:
                 tended, _ = due.popitem()
-                writes += tended.writes
-                at = tended.tend(now, self._heartbeat)
-                if at is not None:
-                    self._tend_at(at, tended)
+                writes += 1 + tended.writes
+                at: float | None = now + self._heartbeat  # also after an error
+                try:
+                    at = tended.tend(now, self._heartbeat)
+                finally:
+                    if at is not None:
+                        self._tend_at(at, tended)
         finally:
             if not due:
                 del self._due[heappop(self._ticks)]

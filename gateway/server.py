@@ -44,9 +44,10 @@ DEAD_AFTER = 60
 way to it, as a heartbeat is; without it, that takes a quarter of an hour (tcp(7), TCP_USER_TIMEOUT)."""
 
 
-LINGER = 1.0
+LINGER = 0.5
 """Seconds in which what a client still sends after our last answer is read and dropped. Closed with something
-unread, a connection is reset, which takes an answer from who has not read it yet (RFC 9112, 9.6)."""
+unread, a connection is reset, which takes an answer from who has not read it yet (RFC 9112, 9.6). Shorter than the
+shortest time that a stop of the server takes."""
 
 LAST_CALL = 0.9
 """Part of the time that requests have to end in after which readers of bodies without an end are dropped."""
@@ -67,16 +68,19 @@ class _Answers(asyncio.Transport):
     ASGI wants it so. A short answer is one packet then, which wakes its reader once.
     """
 
-    __slots__ = ("_close", "_head", "_transport", "in_body")
+    __slots__ = ("_close", "_head", "_is_over", "_transport", "in_body")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
         self._close = close
         self._head = b""
+        self._is_over = False
         self.in_body = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self.in_body or data == _CONTINUE:
+        if self._is_over:
+            pass  # of an app that has not heard yet that its request was refused
+        elif self.in_body or data == _CONTINUE:
             self._transport.write(data)
         elif not self._head:
             self._head = bytes(data)
@@ -86,13 +90,17 @@ class _Answers(asyncio.Transport):
 
     def end_answer(self) -> None:
         """What is written next begins another."""
-        if not self.in_body and self._head:
+        if not self.in_body and self._head and not self._is_over:
             self._transport.write(self._head)  # to a HEAD, or where the app failed: without a body
         self._head = b""
         self.in_body = False
 
+    def end_all(self) -> None:
+        """There is no other answer."""
+        self._is_over = True
+
     def is_closing(self) -> bool:
-        return self._transport.is_closing()
+        return self._is_over or self._transport.is_closing()
 
     def close(self) -> None:
         self.end_answer()
@@ -340,7 +348,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._outlet is not None:
             self._outlet.end()
             self._outlet = None
-        super().on_response_complete()
+        if self._lingers:
+            self.server_state.total_requests += 1  # the last one: what is behind it is not begun
+        else:
+            super().on_response_complete()
 
     def on_chunk_header(self) -> None:
         self._progress = True
@@ -372,6 +383,12 @@ class HttpProtocol(HttpToolsProtocol):
         """The client sends, and is not to lose what it has been answered."""
         if not self._lingers and not self.transport.is_closing():
             self._lingers = True
+            self._answers.end_all()
+            self.pipeline.clear()
+            cycle: RequestResponseCycle | None = self.cycle
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
             self.flow.resume_reading()
             self.transport.write_eof()
             self.loop.call_later(LINGER, self.transport.close)
@@ -392,7 +409,7 @@ class HttpProtocol(HttpToolsProtocol):
             self._undelivered = len(data) if at_beginning and self._in_head else 0
         if self._in_head and not self._between_messages and self._head_timer is None:
             self._await_head()
-        if self._undelivered > HEAD_BYTES and not self.transport.is_closing():
+        if self._undelivered > HEAD_BYTES and not self._answers.is_closing():
             self._refuse(431, "head_too_large", f"The headers exceed {HEAD_BYTES} bytes.")
 
     def _await_head(self) -> None:

@@ -260,6 +260,63 @@ async def test_a_head_without_end_is_refused(serve_memory: Serve) -> None:
     assert (status, body["code"]) == (431, "head_too_large")
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        # An app that answers after its request was refused.
+        (b"POST /none HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",),
+        # What is wrong twice over.
+        (
+            b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 60_000,
+            b"b" * 10_000 + b"\r\nbad header\x00\r\n\r\n",
+        ),
+    ],
+    ids=["answered late", "refused twice"],
+)
+async def test_what_is_refused_is_refused_once_and_fills_no_log(
+    serve_memory: Serve, parts: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        for part in parts:
+            writer.write(part)
+            await gateway.client.get("/livez")  # it has been read by then
+        async with asyncio.timeout(DEADLINE):
+            answer = await reader.read()
+        writer.close()
+
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+async def test_what_is_behind_the_last_answer_is_not_carried_out(
+    serve_memory: Serve, room: str
+) -> None:
+    """Its sender would not hear of it, and send it again."""
+    async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
+        await bob.until("gateway.opened")
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        texts = "".join(
+            f"POST /rooms/{room}/text HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n"
+            f"Authorization: Bearer {gateway.token('carol', room)}\r\n"
+            f"Content-Type: text/plain\r\nContent-Length: 5\r\n\r\n{text}"
+            for text in ("first", "other")
+        )
+        writer.write(f"{texts}GET / HTTP/1.0\r\nHost: x\r\n".encode())
+        async with asyncio.timeout(DEADLINE):
+            answer = await reader.read()
+        writer.close()
+        first = await bob.until("stream.chunk")
+        await gateway.post(room, "carol", "later")
+        second = await bob.until("stream.chunk")
+
+    assert answer.count(b"HTTP/1.1 200 ") == 1
+    assert [first.data["text"], second.data["text"]] == ["first", "later"]
+
+
 async def _raw(serve: Serve, request: str) -> tuple[int, dict[str, Any]]:
     async with serve() as gateway:
         host, port = gateway.url.removeprefix("http://").split(":")
