@@ -321,7 +321,13 @@ class Channel:
 
     def deliver(self, now: float) -> Iterator[None]:
         """Writes all that is new to those who have the rest, and the next piece to those who do not."""
-        yield from self._write_all(now)
+        writes = 0
+        for cohort in tuple(self._cohorts):
+            writes += self._write(cohort, now)
+            if writes >= TURN_WRITES:
+                writes = 0
+                yield
+        self._forget_written()
         yield from self._step(now)
         if self.log.ended is not None and not self._pending:
             final = self.form.event(self.log.ended)
@@ -374,15 +380,6 @@ class Channel:
                 self._cohorts.append(cohort)
         cohort.members[follower] = None
         follower.cohort = cohort
-
-    def _write_all(self, now: float) -> Iterator[None]:
-        writes = 0
-        for cohort in tuple(self._cohorts):
-            writes += self._write(cohort, now)
-            if writes >= TURN_WRITES:
-                writes = 0
-                yield
-        self._forget_written()
 
     def _write(self, cohort: Cohort, now: float) -> int:
         """What is new to a cohort; how many of it have been written that."""

@@ -68,17 +68,18 @@ class _Answers(asyncio.Transport):
     ASGI wants it so. A short answer is one packet then, which wakes its reader once.
     """
 
-    __slots__ = ("_close", "_head", "_is_over", "_transport", "in_body")
+    __slots__ = ("_close", "_head", "_transport", "in_body", "is_over")
 
     def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
         self._transport = transport
         self._close = close
         self._head = b""
-        self._is_over = False
         self.in_body = False
+        self.is_over = False
+        """Whether there is no other answer: what a client still sends is dropped."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._is_over:
+        if self.is_over:
             pass  # of an app that has not heard yet that its request was refused
         elif self.in_body or data == _CONTINUE:
             self._transport.write(data)
@@ -90,17 +91,13 @@ class _Answers(asyncio.Transport):
 
     def end_answer(self) -> None:
         """What is written next begins another."""
-        if not self.in_body and self._head and not self._is_over:
+        if not self.in_body and self._head and not self.is_over:
             self._transport.write(self._head)  # to a HEAD, or where the app failed: without a body
         self._head = b""
         self.in_body = False
 
-    def end_all(self) -> None:
-        """There is no other answer."""
-        self._is_over = True
-
     def is_closing(self) -> bool:
-        return self._is_over or self._transport.is_closing()
+        return self.is_over or self._transport.is_closing()
 
     def close(self) -> None:
         self.end_answer()
@@ -261,7 +258,6 @@ class HttpProtocol(HttpToolsProtocol):
     _outlet: Outlet | None = None
     _in_head = True
     _between_messages = True
-    _lingers = False
     _progress = False
     """Whether the parser has delivered a part of a message from the data at hand."""
     _head_timer: asyncio.TimerHandle | None = None
@@ -348,7 +344,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self._outlet is not None:
             self._outlet.end()
             self._outlet = None
-        if self._lingers:
+        if self._answers.is_over:
             self.server_state.total_requests += 1  # the last one: what is behind it is not begun
         else:
             super().on_response_complete()
@@ -381,9 +377,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _linger(self) -> None:
         """The client sends, and is not to lose what it has been answered."""
-        if not self._lingers and not self.transport.is_closing():
-            self._lingers = True
-            self._answers.end_all()
+        if not self._answers.is_over and not self.transport.is_closing():
+            self._answers.is_over = True
             self.pipeline.clear()
             cycle: RequestResponseCycle | None = self.cycle
             if cycle is not None and not cycle.response_complete:
@@ -394,7 +389,7 @@ class HttpProtocol(HttpToolsProtocol):
             self.loop.call_later(LINGER, self.transport.close)
 
     def data_received(self, data: bytes) -> None:
-        if self._lingers:
+        if self._answers.is_over:
             return
         if self.parser is None:
             self.parser = httptools.HttpRequestParser(self)
