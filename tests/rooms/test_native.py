@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -29,6 +30,7 @@ from gateway.rooms.native import cured_room, dispatch as dispatch_module, parts,
 from gateway.rooms.native.dispatch import ABANDONED, DISPATCH
 from gateway.rooms.native.room import NativeRoom
 from gateway.rooms.tokens import mint
+from tests.inboxes import INBOXES
 from tests.polling import poll_until
 from tests.running_gateway import DEADLINE, livekit_token
 from tools.livekit_server import LiveKitServer
@@ -196,8 +198,15 @@ async def _joined(server: LiveKitServer, name: str) -> AsyncIterator[Joined]:
         await rooms.aclose()
 
 
+@pytest.fixture(params=INBOXES)
+def inbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What of the library is heard from here on comes by that way."""
+    assert DISPATCH._loop is None
+    monkeypatch.setattr(DISPATCH, "_inbox", request.param())
+
+
 @pytest.fixture
-async def side(livekit: LiveKitServer, room: str) -> AsyncIterator[Joined]:
+async def side(inbox: None, livekit: LiveKitServer, room: str) -> AsyncIterator[Joined]:
     async with _joined(livekit, room) as joined:
         yield joined
 
@@ -462,7 +471,9 @@ async def test_a_remote_procedure_call_to_us_is_answered(
     assert error.value.code == rtc.RpcError.ErrorCode.UNSUPPORTED_METHOD
 
 
-def test_the_library_outlives_a_loop_and_serves_the_next(livekit: LiveKitServer, room: str) -> None:
+def test_the_library_outlives_a_loop_and_serves_the_next(
+    inbox: None, livekit: LiveKitServer, room: str
+) -> None:
     """The first loop ends with its connection open, and what the library still says reaches nobody."""
 
     async def join_and_forget() -> None:
@@ -563,13 +574,15 @@ _A_PANIC = """
 import asyncio, ctypes
 from gateway.rooms.native import cured_room, parts
 from gateway.rooms.native.dispatch import DISPATCH
+from gateway.rooms.native.inbox import CALLBACK
 
 async def main():
     cured_room()
     event = parts.ffi_pb2.FfiEvent()
     event.panic.message = "all is lost"
     data = event.SerializeToString()
-    DISPATCH._callback((ctypes.c_uint8 * len(data))(*data), len(data))
+    place = ctypes.create_string_buffer(data, len(data))
+    ctypes.cast(DISPATCH._inbox.callback, CALLBACK)(ctypes.addressof(place), len(data))
     await asyncio.Event().wait()
 
 asyncio.run(main())
@@ -622,3 +635,26 @@ def test_the_process_ends_as_it_should_while_the_library_still_calls(
         ends = set(at_once.map(end, range(EXITS)))
 
     assert ends == {(0, b"")}
+
+
+_POLICIES = """
+import asyncio, os
+from gateway.rooms.native import cured_room
+
+def policies():
+    return {name: os.sched_getscheduler(int(name)) for name in os.listdir("/proc/self/task")}
+
+async def main():
+    before = policies()
+    cured_room()
+    begun = {policy for name, policy in policies().items() if name not in before}
+    assert begun == {os.SCHED_BATCH}, begun
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux has it")
+def test_the_threads_of_the_library_interrupt_nobody() -> None:
+    subprocess.run([sys.executable, "-c", _POLICIES], timeout=30, check=True)

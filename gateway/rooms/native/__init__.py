@@ -2,8 +2,9 @@
 
 The stock SDK hands every event of its native library to every room and every request of the process,
 subscribes to all of them for each text that is sent, and passes the library's debug log through Python.
-Here an event goes to the one that it is for, found by the handle or the id that it carries; a send
-waits for its own answer alone; and the log stays off. What nobody of ours has claimed goes the stock
+Here an event is left in an inbox, which no thread has to wait for, and goes to the one that it is for,
+found by the handle or the id that it carries; a send waits for its own answer alone; the log stays off;
+and the library's threads interrupt nobody. What nobody of ours has claimed goes the stock
 way, so that stock rooms, readers and requests work beside ours.
 
 Three facts do not come out of the SDK's public face either: a stream's header as it was sent

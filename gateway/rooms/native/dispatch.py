@@ -13,12 +13,15 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from ctypes import c_char_p, c_size_t, c_uint64, c_void_p
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import contextmanager, suppress
+from ctypes import c_bool, c_char_p, c_size_t, c_uint64, c_void_p
+from functools import partial
 from typing import Any
 
 from livekit import rtc
 
+from gateway.rooms.native.inbox import CompiledInbox, Inbox, InterpretedInbox, NotCompiled
 from gateway.rooms.native.parts import KEYS, ffi_client, ffi_pb2
 
 logger = logging.getLogger(__name__)
@@ -46,14 +49,13 @@ class Dispatch:
     """Hands each native event to whom it is for. One per process, as the native library is."""
 
     def __init__(self) -> None:
+        self._inbox: Inbox | None = None
         self._arrived: deque[bytes] = deque()
-        self._scheduled = False
         self._loop: Any = None
+        self._until_the_end: Any = None
         self._answers: dict[Key, tuple[asyncio.Future[Any], float]] = {}
         self._sweeping = False
         self._routes: dict[Key, Callable[[Any], None]] = {}
-        # Kept for the life of the process: the library's threads may call it until the very end.
-        self._callback: Any = None
         self._request: Any = None
         self._drop: Any = None
         self._response = c_void_p()
@@ -62,30 +64,47 @@ class Dispatch:
         self._response_size_at = ctypes.addressof(self._response_size)
 
     def install(self, loop: asyncio.AbstractEventLoop, log: bool) -> None:
+        """Has the library's events come here until the loop ends; then they go the stock way again."""
+        if self._request is None:
+            _set_up()
+            # By index a function is one of our own, whose types are not the SDK's.
+            library = ffi_client.FfiClient.instance._ffi_lib
+            self._request = library["livekit_ffi_request"]
+            self._request.argtypes = (c_char_p, c_size_t, c_void_p, c_void_p)
+            self._request.restype = c_uint64
+            self._drop = library["livekit_ffi_drop_handle"]
+            self._drop.argtypes = (c_uint64,)
+        if self._inbox is None:
+            self._inbox = _inbox()
         if self._loop is not loop:
-            # What is left is of an earlier loop, which has ended with its rooms.
-            self._arrived.clear()
+            self._begin(loop, self._inbox)
+        # The SDK has initialized the library with a callback of its own; the later one counts.
+        _initialize(self._inbox.callback, log)
+
+    def _begin(self, loop: asyncio.AbstractEventLoop, inbox: Inbox) -> None:
+        # What is left is of an earlier loop, which has ended with its rooms, and without a word to us.
+        self._arrived.clear()
+        self._routes.clear()
+        self._answers.clear()
+        self._sweeping = False
+        self._loop = loop
+        inbox.attach(loop, partial(self._drain, inbox))
+        self._until_the_end = self._of_the_loop(inbox)
+        with suppress(StopIteration):
+            self._until_the_end.__anext__().send(None)
+
+    async def _of_the_loop(self, inbox: Inbox) -> AsyncGenerator[None]:
+        """Whoever runs a loop ends its asynchronous generators before closing it, and after its tasks (asyncio.run
+        does): that tells us."""
+        try:
+            yield
+        finally:
+            _initialize(ffi_client.ffi_event_callback, log=False)
+            inbox.detach()
             self._routes.clear()
             self._answers.clear()
-            self._scheduled = self._sweeping = False
-            self._loop = loop
-        if self._callback is None:
-            # With its log off the library writes errors on standard error by itself, tokens and all,
-            # unless it finds this; it looks once, when it is first used.
-            os.environ["RUST_LOG"] = "off"
-            self._callback = ffi_client.ffi_cb_fnc(self._on_arrival)
-            library = ffi_client.FfiClient.instance._ffi_lib
-            # After the SDK's own, whose turn at exit comes after ours then.
-            atexit.register(_silence, library)
-        library = ffi_client.FfiClient.instance._ffi_lib
-        # By index a function is one of our own, whose types are not the SDK's.
-        self._request = library["livekit_ffi_request"]
-        self._request.argtypes = (c_char_p, c_size_t, c_void_p, c_void_p)
-        self._request.restype = c_uint64
-        self._drop = library["livekit_ffi_drop_handle"]
-        self._drop.argtypes = (c_uint64,)
-        # The SDK has initialized the library with a callback of its own; the later one counts.
-        library.livekit_ffi_initialize(self._callback, log, b"python", rtc.__version__.encode())
+            self._drain(inbox)
+            self._loop = None
 
     def route(self, key: Key, to: Callable[[Any], None]) -> None:
         """Events with that key go there from now on, and nowhere else."""
@@ -139,42 +158,15 @@ class Dispatch:
         self._drop(handle)
         return ffi_pb2.FfiResponse.FromString(response)
 
-    def _on_arrival(self, data: Any, length: int) -> None:
-        """Called on the library's threads, which wait for the interpreter meanwhile: so it is short."""
-        self._arrived.append(ctypes.string_at(data, length))
-        # A loop that has been closed may have taken the last drain with it.
-        if not self._scheduled or self._loop.is_closed():
-            self._schedule()
-
-    def _schedule(self) -> None:
-        self._scheduled = True
+    def _drain(self, inbox: Inbox) -> None:
+        self._arrived.extend(inbox.take())
         try:
-            self._loop.call_soon_threadsafe(self._drain)
-        except RuntimeError:
-            # The loop is closed, and its rooms are gone; what still comes is for others, or for nobody.
-            self._scheduled = False
-            self._routes.clear()
-            self._answers.clear()
-            while (data := self._next()) is not None:
-                self._dispatch(data)
-
-    def _drain(self) -> None:
-        # First of all: what arrives from here on is seen below, or schedules a drain of its own.
-        self._scheduled = False
-        try:
-            for _ in range(len(self._arrived)):
-                if (data := self._next()) is not None:
-                    self._dispatch(data)
+            while self._arrived:
+                self._dispatch(self._arrived.popleft())
         finally:
             # An error of whoever was called goes to the loop, which logs it, and does not hold up the rest.
-            if self._arrived and not self._scheduled:
-                self._schedule()
-
-    def _next(self) -> bytes | None:
-        try:
-            return self._arrived.popleft()
-        except IndexError:
-            return None
+            if self._arrived:
+                self._loop.call_soon(self._drain, inbox)
 
     def _dispatch(self, data: bytes) -> None:
         event = ffi_pb2.FfiEvent.FromString(data)
@@ -195,6 +187,55 @@ class Dispatch:
             ffi_client.FfiClient.instance.queue.put(event)
 
 
+def _inbox() -> Inbox:
+    try:
+        return CompiledInbox()
+    except NotCompiled as lack:
+        logger.warning(
+            "What LiveKit's library tells comes by way of Python's interpreter (%s): texts take up to a half more"
+            " processor time. Where there is a C compiler, `make install` compiles what avoids that.",
+            lack,
+        )
+        return InterpretedInbox()
+
+
+def _set_up() -> None:
+    """What the library finds when it is first used, and what it needs at the end of the process."""
+    # With its log off the library writes errors on standard error by itself, tokens and all,
+    # unless it finds this.
+    os.environ["RUST_LOG"] = "off"
+    with _threads_that_interrupt_nobody():
+        library = ffi_client.FfiClient.instance._ffi_lib
+    # After the SDK's own, whose turn at exit comes after ours then.
+    atexit.register(_silence, library)
+
+
+@contextmanager
+def _threads_that_interrupt_nobody() -> Iterator[None]:
+    """Has the threads that are begun meanwhile, and those that they begin, wait for a processor until it is free.
+
+    A send wakes the library's threads, and they each other, some 25 times. Each time one of them would take the
+    interpreter's processor from it, also while another is idle (sched(7), SCHED_BATCH).
+    """
+    changed = False
+    # It is Linux's; a policy that somebody else has chosen we could not always come back to.
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(PermissionError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+            changed = True
+    try:
+        yield
+    finally:
+        if changed:
+            os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+def _initialize(callback: Any, log: bool) -> None:
+    initialize = ffi_client.FfiClient.instance._ffi_lib["livekit_ffi_initialize"]
+    initialize.argtypes = (c_void_p, c_bool, c_char_p, c_char_p)
+    initialize(ctypes.cast(callback, c_void_p), log, b"python", rtc.__version__.encode())
+
+
 def _silence(library: Any) -> None:
     """Has the library call nobody any more, at exit.
 
@@ -202,10 +243,7 @@ def _silence(library: Any) -> None:
     the process (seen: 17 of 200 exits right after a refused join). It cannot be told to call nothing,
     so it calls a function of C that does nothing with what it is given.
     """
-    initialize = library["livekit_ffi_initialize"]
-    initialize.argtypes = (c_void_p, ctypes.c_bool, c_char_p, c_char_p)
-    harmless = ctypes.cast(ctypes.CDLL(None).getpid, c_void_p)
-    initialize(harmless, False, b"python", rtc.__version__.encode())
+    _initialize(ctypes.CDLL(None).getpid, log=False)
     # Those that have entered wait for the interpreter, and get it while we sleep.
     time.sleep(LAST_CALLS)
 

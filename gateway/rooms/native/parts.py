@@ -60,7 +60,7 @@ _NAMES = {
     rtc.TextStreamWriter: {"_send_header": "_options"},
     rtc.LocalParticipant: {"send_text": "_ffi_handle handle"},
     getattr(ffi_client, "FfiClient", None): {
-        "__init__": "_ffi_lib livekit_ffi_initialize ffi_cb_fnc __version__"
+        "__init__": "_ffi_lib livekit_ffi_initialize ffi_event_callback __version__"
     },
 }
 """Attributes that only instances have, and the functions of the SDK that must still speak of them."""
