@@ -65,15 +65,24 @@ _OFFERS = re.compile(rb"\r\n(?:upgrade|http2-settings)[ \t]*:[^\r\n]*", re.IGNOR
 class _Answers(asyncio.Transport):
     """A transport as answers are written to it: a head goes out with the beginning of its body.
 
-    ASGI wants it so. A short answer is one packet then, which wakes its reader once.
+    ASGI wants it so. A short answer is one packet then, which wakes its reader once; and it goes out
+    when the loop comes round, with those of the other requests that were ready in the same round: one
+    process that has sent many of them is woken once, and not for each.
     """
 
-    __slots__ = ("_close", "_head", "_transport", "in_body", "is_over")
+    __slots__ = ("_beginning", "_close", "_head", "_loop", "_transport", "in_body", "is_over")
 
-    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        transport: asyncio.Transport,
+        close: Callable[[], None],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
         self._transport = transport
         self._close = close
+        self._loop = loop
         self._head = b""
+        self._beginning = b""
         self.in_body = False
         self.is_over = False
         """Whether there is no other answer: what a client still sends is dropped."""
@@ -82,16 +91,27 @@ class _Answers(asyncio.Transport):
         if self.is_over:
             pass  # of an app that has not heard yet that its request was refused
         elif self.in_body or data == _CONTINUE:
+            self.flush()
             self._transport.write(data)
         elif not self._head:
             self._head = bytes(data)
         else:
-            self._transport.write(self._head + data)
+            self.flush()
+            self._beginning = self._head + data
+            self._loop.call_soon(self.flush)
             self.in_body = True
+
+    def flush(self) -> None:
+        """What has begun is written now: before anything else is, or the end of the connection."""
+        if self._beginning:
+            beginning, self._beginning = self._beginning, b""
+            if not self._transport.is_closing():
+                self._transport.write(beginning)
 
     def end_answer(self) -> None:
         """What is written next begins another."""
         if not self.in_body and self._head and not self.is_over:
+            self.flush()
             self._transport.write(self._head)  # to a HEAD, or where the app failed: without a body
         self._head = b""
         self.in_body = False
@@ -177,6 +197,7 @@ class Outlet:
 
     def _clears(self) -> bool:
         """Whether nothing waits, or is written by others: then that stays so, until we write too much."""
+        self._answers.flush()
         self._is_clear = self._answers.in_body and not self._transport.get_write_buffer_size()
         return self._is_clear
 
@@ -267,7 +288,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.logger = _logger
-        self._answers = _Answers(transport, self._close)
+        self._answers = _Answers(transport, self._close, self.loop)
         self.flow = _FlowControl(transport)
         self._await_head()
         self.pipeline = _Pipeline()  # type: ignore[assignment]
@@ -370,6 +391,7 @@ class HttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def _close(self) -> None:
+        self._answers.flush()
         if self._between_messages:
             self.transport.close()
         else:
@@ -421,6 +443,7 @@ class HttpProtocol(HttpToolsProtocol):
         """Nothing: anybody could fill the log with uvicorn's."""
 
     def _refuse(self, status: int, code: str, detail: str) -> None:
+        self._answers.flush()
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or (cycle.response_complete and self._in_head):
             self._answer(status, code, detail)
