@@ -97,15 +97,18 @@ class _Answers(asyncio.Transport):
             self._head = bytes(data)
         else:
             self.flush()
-            self._beginning = self._head + data
-            self._loop.call_soon(self.flush)
             self.in_body = True
+            if self._transport.is_closing():  # it still takes what comes before the rest is out
+                self._transport.write(self._head + data)
+            else:
+                self._beginning = self._head + data
+                self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """What has begun is written now: before anything else is, or the end of the connection."""
         if self._beginning:
             beginning, self._beginning = self._beginning, b""
-            if not self._transport.is_closing():
+            with contextlib.suppress(RuntimeError):  # the client has gone
                 self._transport.write(beginning)
 
     def end_answer(self) -> None:
@@ -346,6 +349,10 @@ class HttpProtocol(HttpToolsProtocol):
         if self._outlet is not None:
             self._outlet.block(False)
 
+    def eof_received(self) -> None:
+        """The transport closes behind this; who has sent all that it will, still reads."""
+        self._answers.flush()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         if self._head_timer is not None:
@@ -391,14 +398,14 @@ class HttpProtocol(HttpToolsProtocol):
             super().shutdown()
 
     def _close(self) -> None:
-        self._answers.flush()
         if self._between_messages:
-            self.transport.close()
+            self._end()
         else:
             self._linger()
 
     def _linger(self) -> None:
         """The client sends, and is not to lose what it has been answered."""
+        self._answers.flush()
         if not self._answers.is_over and not self.transport.is_closing():
             self._answers.is_over = True
             self.pipeline.clear()
@@ -430,7 +437,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._refuse(431, "head_too_large", f"The headers exceed {HEAD_BYTES} bytes.")
 
     def _await_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self.transport.close)
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT, self._end)
+
+    def _end(self) -> None:
+        self._answers.flush()
+        self.transport.close()
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(

@@ -145,6 +145,30 @@ async def test_an_upload_in_progress_does_not_hold_up_the_end(
     assert '"code": "draining"' in answer
 
 
+async def test_who_sends_no_more_and_reads_late_reads_all_the_same(livekit: LiveKitServer) -> None:
+    """The last answer begins when the connection is closing already, behind more than the kernel takes."""
+    async with (
+        _serving(**_livekit(livekit)) as (_, url),
+        httpx.AsyncClient(base_url=url) as other,
+    ):
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.settimeout(DEADLINE)
+            client.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+            for path in ("/openapi.yaml", "/openapi.yaml", "/livez"):
+                client.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                # Once it has answered another, it has read this one.
+                assert (await other.get("/livez")).status_code == 200
+            client.shutdown(socket.SHUT_WR)
+            assert (await other.get("/livez")).status_code == 200
+            answers = b""
+            while data := await asyncio.to_thread(client.recv, 65536):
+                answers += data
+
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 3
+    assert answers.endswith(b"\r\n\r\nok\n")
+
+
 async def test_missing_settings_end_the_start_with_a_line_each() -> None:
     status, out, err = await _run()
 

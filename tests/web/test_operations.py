@@ -69,6 +69,23 @@ async def test_a_path_that_is_not_encoded_is_a_problem(serve_memory: Serve) -> N
     assert (status, body["code"]) == (400, "malformed_request")
 
 
+@pytest.mark.parametrize("count", [1, 2])
+async def test_who_sends_no_more_reads_what_it_has_asked_for(
+    serve_memory: Serve, count: int
+) -> None:
+    """As `nc -N` does, and scripts that shut their side down."""
+    async with serve_memory() as gateway:
+        host, port = gateway.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * count)
+        writer.write_eof()
+        async with asyncio.timeout(DEADLINE):
+            answers = (await reader.read()).decode()
+        writer.close()
+
+    assert answers.count("HTTP/1.1 200 OK\r\n") == count
+
+
 @pytest.mark.parametrize("protocol", ["h2c", "websocket"])
 async def test_an_offer_to_upgrade_is_ignored_and_no_text_is_lost(
     serve_memory: Serve, room: str, protocol: str
