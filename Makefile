@@ -86,15 +86,15 @@ lock: install  ## write requirements*.txt from pyproject.toml (ARGS=--upgrade fo
 
 clean:  ## remove .venv and everything that tools left
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov build dist *.egg-info
-	rm -f $(INBOX)
+	rm -f gateway/rooms/native/_inbox*
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Without it the gateway does all the same, and says at its start that it could do with less.
-$(INBOX): gateway/rooms/native/inbox.c
+$(INBOX): gateway/rooms/native/inbox.c Makefile
 	@if ! command -v $(CC) >/dev/null; then \
-		echo "No C compiler ($(CC)) is here: texts will take up to a half more processor time" >&2; \
-	else \
-		$(CC) $(INBOX_FLAGS) -shared -o $@.new $< && mv $@.new $@; \
+		echo "No C compiler ($(CC)) is here: texts will take up to a half more processor time." >&2; \
+	elif ! $(CC) $(INBOX_FLAGS) -shared -o $@.new $< || ! mv $@.new $@; then \
+		echo "$< could not be compiled: texts will take up to a half more processor time." >&2; \
 	fi
 
 $(STAMP):

@@ -1,6 +1,7 @@
 """The cure for what LiveKit's SDK costs, and what becomes of us where it cannot be had."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -24,13 +25,13 @@ from gateway.events import (
     StreamOpened,
 )
 from gateway.rooms import closings, native
-from gateway.rooms.base import Listener, TextOptions
+from gateway.rooms.base import Listener, Room, TextOptions
 from gateway.rooms.livekit import LiveKitRooms, _LiveKitRoom
 from gateway.rooms.native import cured_room, dispatch as dispatch_module, parts, room as room_module
 from gateway.rooms.native.dispatch import ABANDONED, DISPATCH
+from gateway.rooms.native.inbox import CompiledInbox
 from gateway.rooms.native.room import NativeRoom
 from gateway.rooms.tokens import mint
-from tests.inboxes import INBOXES
 from tests.polling import poll_until
 from tests.running_gateway import DEADLINE, livekit_token
 from tools.livekit_server import LiveKitServer
@@ -198,11 +199,11 @@ async def _joined(server: LiveKitServer, name: str) -> AsyncIterator[Joined]:
         await rooms.aclose()
 
 
-@pytest.fixture(params=INBOXES)
+@pytest.fixture(params=[pytest.param("compiled", marks=pytest.mark.needs("cc")), "interpreted"])
 def inbox(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What of the library is heard from here on comes by that way."""
-    assert DISPATCH._loop is None
-    monkeypatch.setattr(DISPATCH, "_inbox", request.param())
+    compiled = request.param == "compiled"
+    monkeypatch.setattr(DISPATCH, "_inbox", CompiledInbox() if compiled else DISPATCH._interpreted)
 
 
 @pytest.fixture
@@ -506,6 +507,54 @@ def test_the_library_outlives_a_loop_and_serves_the_next(
     kept: list[object] = []
     asyncio.run(join_and_forget())
     assert asyncio.run(speak_by_the_sdk()) == ["still here"]
+
+
+def test_a_send_at_the_end_of_a_loop_is_answered(
+    inbox: None, livekit: LiveKitServer, room: str
+) -> None:
+    """Asynchronous generators are ended last of all, ours among them."""
+    sent: list[int] = []
+
+    async def send_at_the_end(bob: Room, number: int) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            async with asyncio.timeout(DEADLINE):
+                await bob.send_text("the last", TextOptions("t"))
+            sent.append(number)
+
+    async def main() -> None:
+        rooms = LiveKitRooms(livekit.url, livekit.api_key, livekit.api_secret, max_stream_bytes=1)
+        token = livekit_token(livekit, room, "bob")
+        bob = await rooms.join(room, "bob", token, ("t",), Ears().listener())
+        for number in range(5):
+            ending = send_at_the_end(bob, number)
+            await anext(ending)
+            kept.append(ending)
+        await rooms.aclose()
+
+    kept: list[object] = []
+    asyncio.run(main())
+
+    assert sorted(sent) == list(range(5))
+
+
+async def test_a_loop_that_is_run_again_takes_nothing_from_a_later_one(
+    inbox: None, livekit: LiveKitServer, room: str
+) -> None:
+    """Its asynchronous generator is ended when nobody has it any more."""
+    earlier = asyncio.new_event_loop()
+
+    async def install() -> None:
+        cured_room()
+
+    await asyncio.to_thread(earlier.run_until_complete, install())
+    async with _joined(livekit, room) as side:
+        carol = await side.join("carol")
+        gc.collect()
+        await asyncio.to_thread(earlier.run_until_complete, earlier.shutdown_asyncgens())
+        await carol.send_text("still here", TextOptions("t"))
+    earlier.close()
 
 
 _TWO_REFUSALS = """

@@ -50,9 +50,11 @@ class Dispatch:
 
     def __init__(self) -> None:
         self._inbox: Inbox | None = None
+        self._interpreted = InterpretedInbox(self._without_a_loop)
         self._arrived: deque[bytes] = deque()
         self._loop: Any = None
         self._until_the_end: Any = None
+        self._log = False
         self._answers: dict[Key, tuple[asyncio.Future[Any], float]] = {}
         self._sweeping = False
         self._routes: dict[Key, Callable[[Any], None]] = {}
@@ -64,7 +66,7 @@ class Dispatch:
         self._response_size_at = ctypes.addressof(self._response_size)
 
     def install(self, loop: asyncio.AbstractEventLoop, log: bool) -> None:
-        """Has the library's events come here until the loop ends; then they go the stock way again."""
+        """Has the library's events come here until the loop is closed; then they go the stock way again."""
         if self._request is None:
             _set_up()
             # By index a function is one of our own, whose types are not the SDK's.
@@ -75,7 +77,8 @@ class Dispatch:
             self._drop = library["livekit_ffi_drop_handle"]
             self._drop.argtypes = (c_uint64,)
         if self._inbox is None:
-            self._inbox = _inbox()
+            self._inbox = _compiled() or self._interpreted
+        self._log = log
         if self._loop is not loop:
             self._begin(loop, self._inbox)
         # The SDK has initialized the library with a callback of its own; the later one counts.
@@ -89,22 +92,29 @@ class Dispatch:
         self._sweeping = False
         self._loop = loop
         inbox.attach(loop, partial(self._drain, inbox))
-        self._until_the_end = self._of_the_loop(inbox)
-        with suppress(StopIteration):
-            self._until_the_end.__anext__().send(None)
+        if isinstance(inbox, CompiledInbox):
+            self._until_the_end = self._of_the_loop(loop, inbox)
+            with suppress(StopIteration):
+                self._until_the_end.__anext__().send(None)
 
-    async def _of_the_loop(self, inbox: Inbox) -> AsyncGenerator[None]:
+    async def _of_the_loop(
+        self, loop: asyncio.AbstractEventLoop, inbox: CompiledInbox
+    ) -> AsyncGenerator[None]:
         """Whoever runs a loop ends its asynchronous generators before closing it, and after its tasks (asyncio.run
-        does): that tells us."""
+        does). From then on events come in by Python, which sees when it is closed; C does not."""
         try:
             yield
         finally:
-            _initialize(ffi_client.ffi_event_callback, log=False)
-            inbox.detach()
-            self._routes.clear()
-            self._answers.clear()
-            self._drain(inbox)
-            self._loop = None
+            if self._loop is loop:  # else a later one has taken its place
+                self._interpreted.attach(loop, partial(self._drain, inbox, self._interpreted))
+                _initialize(self._interpreted.callback, self._log)
+
+    def _without_a_loop(self) -> None:
+        """The loop is closed, and its rooms are gone; what still comes is for others, or for nobody."""
+        self._routes.clear()
+        self._answers.clear()
+        for data in self._interpreted.take():
+            self._dispatch(data)
 
     def route(self, key: Key, to: Callable[[Any], None]) -> None:
         """Events with that key go there from now on, and nowhere else."""
@@ -158,15 +168,16 @@ class Dispatch:
         self._drop(handle)
         return ffi_pb2.FfiResponse.FromString(response)
 
-    def _drain(self, inbox: Inbox) -> None:
-        self._arrived.extend(inbox.take())
+    def _drain(self, *inboxes: Inbox) -> None:
+        for inbox in inboxes:
+            self._arrived.extend(inbox.take())
         try:
             while self._arrived:
                 self._dispatch(self._arrived.popleft())
         finally:
             # An error of whoever was called goes to the loop, which logs it, and does not hold up the rest.
             if self._arrived:
-                self._loop.call_soon(self._drain, inbox)
+                self._loop.call_soon(self._drain, *inboxes)
 
     def _dispatch(self, data: bytes) -> None:
         event = ffi_pb2.FfiEvent.FromString(data)
@@ -187,16 +198,17 @@ class Dispatch:
             ffi_client.FfiClient.instance.queue.put(event)
 
 
-def _inbox() -> Inbox:
+def _compiled() -> CompiledInbox | None:
     try:
         return CompiledInbox()
     except NotCompiled as lack:
         logger.warning(
             "What LiveKit's library tells comes by way of Python's interpreter (%s): texts take up to a half more"
-            " processor time. Where there is a C compiler, `make install` compiles what avoids that.",
+            " processor time. Where there is a C compiler, `make install` compiles what avoids that, once no"
+            " gateway/rooms/native/_inbox* is there.",
             lack,
         )
-        return InterpretedInbox()
+        return None
 
 
 def _set_up() -> None:
@@ -220,7 +232,7 @@ def _threads_that_interrupt_nobody() -> Iterator[None]:
     changed = False
     # It is Linux's; a policy that somebody else has chosen we could not always come back to.
     if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_OTHER:
-        with suppress(PermissionError):
+        with suppress(OSError):  # some sandboxes refuse it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
             changed = True
     try:

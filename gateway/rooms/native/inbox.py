@@ -11,7 +11,6 @@ import struct
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from ctypes import c_size_t, c_void_p
 from typing import Any
 
@@ -39,10 +38,6 @@ class Inbox(ABC):
         """From now on the loop calls `arrived` when there are events to take."""
 
     @abstractmethod
-    def detach(self) -> None:
-        """The loop calls it no more."""
-
-    @abstractmethod
     def take(self) -> list[bytes]:
         """All that have arrived, in their order."""
 
@@ -58,27 +53,20 @@ class CompiledInbox(Inbox):
         try:
             # Without letting the interpreter go meanwhile: to have it back would take longer than the call.
             library = ctypes.PyDLL(found.origin)
-        except OSError as error:
+            self.callback = ctypes.cast(library.inbox_put, c_void_p)
+            self._take = library.inbox_take
+            self._woken: int = library.inbox_open()
+        except (OSError, AttributeError) as error:
             raise NotCompiled(str(error)) from error
-        self.callback = ctypes.cast(library.inbox_put, c_void_p)
-        self._take = library.inbox_take
+        if self._woken < 0:
+            raise NotCompiled("there is no pipe for it")
         self._take.argtypes = (c_void_p,)
         self._take.restype = c_size_t
         self._events = c_void_p()
         self._events_at = ctypes.addressof(self._events)
-        self._woken: int = library.inbox_open()
-        if self._woken < 0:
-            raise NotCompiled("there is no pipe for it")
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop, arrived: Callable[[], None]) -> None:
-        self._loop = loop
         loop.add_reader(self._woken, arrived)
-
-    def detach(self) -> None:
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._woken)
-        self._loop = None
 
     def take(self) -> list[bytes]:
         size = self._take(self._events_at)
@@ -95,22 +83,22 @@ class CompiledInbox(Inbox):
 
 
 class InterpretedInbox(Inbox):
-    """The same in Python."""
+    """The same in Python; and it sees by itself that a loop has been closed."""
 
-    def __init__(self) -> None:
+    def __init__(self, abandoned: Callable[[], None]) -> None:
+        """`abandoned`: called on a thread of the library, with events to take and no loop for them."""
+        # The library's threads may call it until the very end of the process.
         self.callback = CALLBACK(self._put)
+        self._abandoned = abandoned
         self._events: deque[bytes] = deque()
         self._is_woken = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._arrived: Callable[[], None] = lambda: None
+        self._arrived: Callable[[], None] = abandoned
 
     def attach(self, loop: asyncio.AbstractEventLoop, arrived: Callable[[], None]) -> None:
         self._arrived = arrived
-        self._is_woken = False
         self._loop = loop
-
-    def detach(self) -> None:
-        self._loop = None
+        self._is_woken = False
 
     def take(self) -> list[bytes]:
         # First of all: what arrives from here on is taken below, or wakes the loop again.
@@ -120,7 +108,12 @@ class InterpretedInbox(Inbox):
     def _put(self, event: int, size: int) -> None:
         """Called on the library's threads, which wait for the interpreter meanwhile: so it is short."""
         self._events.append(ctypes.string_at(event, size))
-        if not self._is_woken and (loop := self._loop) is not None:
+        loop = self._loop
+        # A loop that has been closed may have taken the last call with it.
+        if loop is not None and (not self._is_woken or loop.is_closed()):
             self._is_woken = True
-            with suppress(RuntimeError):  # it has been closed in this moment
+            try:
                 loop.call_soon_threadsafe(self._arrived)
+            except RuntimeError:
+                self._is_woken = False
+                self._abandoned()
