@@ -70,17 +70,11 @@ class _Answers(asyncio.Transport):
     process that has sent many of them is woken once, and not for each.
     """
 
-    __slots__ = ("_beginning", "_close", "_head", "_loop", "_transport", "in_body", "is_over")
+    __slots__ = ("_beginning", "_head", "_protocol", "_transport", "in_body", "is_over")
 
-    def __init__(
-        self,
-        transport: asyncio.Transport,
-        close: Callable[[], None],
-        loop: asyncio.AbstractEventLoop,
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, protocol: "HttpProtocol") -> None:
         self._transport = transport
-        self._close = close
-        self._loop = loop
+        self._protocol = protocol
         self._head = b""
         self._beginning = b""
         self.in_body = False
@@ -102,7 +96,7 @@ class _Answers(asyncio.Transport):
                 self._transport.write(self._head + data)
             else:
                 self._beginning = self._head + data
-                self._loop.call_soon(self.flush)
+                self._protocol.loop.call_soon(self.flush)
 
     def flush(self) -> None:
         """What has begun is written now: before anything else is, or the end of the connection."""
@@ -124,7 +118,7 @@ class _Answers(asyncio.Transport):
 
     def close(self) -> None:
         self.end_answer()
-        self._close()
+        self._protocol.finish()
 
 
 def _as_it_is(data: bytes) -> bytes:
@@ -291,7 +285,7 @@ class HttpProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.logger = _logger
-        self._answers = _Answers(transport, self._close, self.loop)
+        self._answers = _Answers(transport, self)
         self.flow = _FlowControl(transport)
         self._await_head()
         self.pipeline = _Pipeline()  # type: ignore[assignment]
@@ -393,11 +387,12 @@ class HttpProtocol(HttpToolsProtocol):
     def shutdown(self) -> None:
         cycle: RequestResponseCycle | None = self.cycle
         if cycle is None or cycle.response_complete:
-            self._close()
+            self.finish()
         else:
             super().shutdown()
 
-    def _close(self) -> None:
+    def finish(self) -> None:
+        """Ends the connection behind what has been answered."""
         if self._between_messages:
             self._end()
         else:
