@@ -217,9 +217,9 @@ def _set_up() -> None:
     # unless it finds this.
     os.environ["RUST_LOG"] = "off"
     with _threads_that_interrupt_nobody():
-        library = ffi_client.FfiClient.instance._ffi_lib
+        _ = ffi_client.FfiClient.instance  # which is made, and initializes the library
     # After the SDK's own, whose turn at exit comes after ours then.
-    atexit.register(_silence, library)
+    atexit.register(_silence)
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def _initialize(callback: Any, log: bool) -> None:
     initialize(ctypes.cast(callback, c_void_p), log, b"python", rtc.__version__.encode())
 
 
-def _silence(library: Any) -> None:
+def _silence() -> None:
     """Has the library call nobody any more, at exit.
 
     A thread of it that enters an interpreter which is ending is ended by that, and the library aborts
