@@ -75,8 +75,7 @@ async def test_who_sends_no_more_reads_what_it_has_asked_for(
 ) -> None:
     """As `nc -N` does, and scripts that shut their side down."""
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         writer.write(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * count)
         writer.write_eof()
         async with asyncio.timeout(DEADLINE):
@@ -92,8 +91,7 @@ async def test_an_offer_to_upgrade_is_ignored_and_no_text_is_lost(
 ) -> None:
     """As `curl --http2` and Java's client make it with every request."""
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         for _ in range(2):
             writer.write(
                 f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Length: 17\r\n"
@@ -115,8 +113,7 @@ async def test_an_offer_to_upgrade_in_pieces_is_refused_and_not_answered_as_empt
     serve_memory: Serve, room: str
 ) -> None:
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         writer.write(f"POST /rooms/{room}/text HTTP/1.1\r\nConnection: Upgrade\r\n".encode())
         await writer.drain()
         # The server has the first piece once it has answered something that was sent after it.
@@ -132,8 +129,7 @@ async def test_an_offer_to_upgrade_in_pieces_is_refused_and_not_answered_as_empt
 
 async def test_trailers_are_not_headers(serve_memory: Serve, room: str) -> None:
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         writer.write(
             f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
             "Transfer-Encoding: chunked\r\nConnection: close\r\n\r\n2\r\nhi\r\n0\r\n"
@@ -146,10 +142,17 @@ async def test_trailers_are_not_headers(serve_memory: Serve, room: str) -> None:
     assert answer.startswith("HTTP/1.1 401 ")
 
 
+async def _connected(
+    gateway: RunningGateway,
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A connection to say on it what no client would."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    return await asyncio.open_connection(host, int(port))
+
+
 async def _answered(gateway: RunningGateway, room: str, head: str, body: str) -> str:
     """All that comes back on a connection of its own, to its end."""
-    host, port = gateway.url.removeprefix("http://").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await _connected(gateway)
     writer.write(
         f"POST /rooms/{room}/text HTTP/1.1\r\nHost: x\r\n{head}"
         f"Authorization: Bearer {gateway.token('carol', room)}\r\n\r\n{body}".encode()
@@ -215,8 +218,7 @@ async def test_head_and_body_of_an_answer_are_one_packet_after_an_interim_answer
     serve_memory: Serve, room: str
 ) -> None:
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         async with asyncio.timeout(DEADLINE):
             writer.write(b"HEAD /livez HTTP/1.1\r\nHost: x\r\n\r\n")
             alone = await reader.read(10_000)
@@ -294,8 +296,7 @@ async def test_what_is_refused_is_refused_once_and_fills_no_log(
     serve_memory: Serve, parts: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serve_memory() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         for part in parts:
             writer.write(part)
             await gateway.client.get("/livez")  # it has been read by then
@@ -314,8 +315,7 @@ async def test_what_is_behind_the_last_answer_is_not_carried_out(
     """Its sender would not hear of it, and send it again."""
     async with serve_memory() as gateway, gateway.events(room, "bob") as bob:
         await bob.until("gateway.opened")
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         texts = "".join(
             f"POST /rooms/{room}/text HTTP/1.0\r\nHost: x\r\nConnection: keep-alive\r\n"
             f"Authorization: Bearer {gateway.token('carol', room)}\r\n"
@@ -336,8 +336,7 @@ async def test_what_is_behind_the_last_answer_is_not_carried_out(
 
 async def _raw(serve: Serve, request: str) -> tuple[int, dict[str, Any]]:
     async with serve() as gateway:
-        host, port = gateway.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
+        reader, writer = await _connected(gateway)
         writer.write(request.encode())
         async with asyncio.timeout(DEADLINE):
             await writer.drain()  # and only then looks what is answered

@@ -53,7 +53,7 @@ class Dispatch:
         self._interpreted = InterpretedInbox(self._without_a_loop)
         self._arrived: deque[bytes] = deque()
         self._loop: Any = None
-        self._until_the_end: Any = None
+        self._ending: Any = None
         self._log = False
         self._answers: dict[Key, tuple[asyncio.Future[Any], float]] = {}
         self._sweeping = False
@@ -93,11 +93,11 @@ class Dispatch:
         self._loop = loop
         inbox.attach(loop, partial(self._drain, inbox))
         if isinstance(inbox, CompiledInbox):
-            self._until_the_end = self._of_the_loop(loop, inbox)
+            self._ending = self._until_the_loop_ends(loop, inbox)
             with suppress(StopIteration):
-                self._until_the_end.__anext__().send(None)
+                self._ending.__anext__().send(None)
 
-    async def _of_the_loop(
+    async def _until_the_loop_ends(
         self, loop: asyncio.AbstractEventLoop, inbox: CompiledInbox
     ) -> AsyncGenerator[None]:
         """Whoever runs a loop ends its asynchronous generators before closing it, and after its tasks (asyncio.run
